@@ -1,0 +1,1 @@
+"""What is read: records, sources, chat templates, collators, samples."""

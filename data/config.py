@@ -1,0 +1,73 @@
+"""Where the records come from. Imports pydantic only."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from data.strict import StrictModel
+
+RecordFormat = Literal["auto", "instruction", "prompt_response", "text", "messages", "preference", "hh", "prompt"]
+
+
+class SourceConfig(StrictModel):
+    """One source of rows: a file, folder or glob on this machine, or a data set of the hub."""
+
+    path: str | None = None
+    """File, folder or glob. Relative paths are looked up from the working folder, then beside the configuration.
+    `samples:NAME` is one of the shipped files in `data/samples`."""
+
+    hub: str | None = None
+    """Id of a data set on the Hugging Face hub, e.g. `Anthropic/hh-rlhf`."""
+
+    config: str | None = None
+    """Configuration (or `data_dir`) of the hub data set."""
+
+    split: str = "train"
+    """Split of the hub data set."""
+
+    revision: str | None = None
+    """Commit of the hub data set. Name one: without it the stage cache cannot see that the data changed."""
+
+    format: RecordFormat = "auto"
+    """How a row is read. `auto` recognises the format from the columns."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Renames columns before the format is applied: `{prompt: question}` reads the prompt from `question`."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """Use at most this many rows, the first ones."""
+
+    held_out: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the records held out for validation and evaluation, chosen by a hash of the prompt."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of `path` (file, folder or glob) and `hub` (data set id)")
+        return self
+
+
+class DataConfig(StrictModel):
+    """The three sources. A missing one is derived from another, or made by the `preferences` stage."""
+
+    demonstrations: SourceConfig | None = None
+    """Prompt and response pairs for SFT. Missing: the chosen responses of `preferences`."""
+
+    preferences: SourceConfig | None = None
+    """Prompt, chosen and rejected response for the reward model. Missing: made by the `preferences` stage."""
+
+    prompts: SourceConfig | None = None
+    """Prompts for PPO and evaluation. Missing: those of `preferences`, else of `demonstrations`."""
+
+
+def absolute_path(path: str, config_dir: Path | None) -> Path:
+    """Resolve a data or model path as the configuration means it, without touching the target.
+
+    A relative path is looked up from the working folder first, then beside the configuration file.
+    """
+    candidate = Path(path).expanduser()
+    if candidate.is_absolute() or config_dir is None or candidate.exists():
+        return candidate
+    beside = config_dir / candidate
+    return beside if beside.exists() else candidate

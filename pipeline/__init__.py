@@ -1,0 +1,1 @@
+"""When things run: the command line, the Prefect flow, the store, tracking."""

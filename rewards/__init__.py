@@ -1,0 +1,1 @@
+"""What is good: reward functions and their composition."""

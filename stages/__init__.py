@@ -1,0 +1,1 @@
+"""How things run: one folder a stage, and what the stages share."""

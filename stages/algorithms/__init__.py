@@ -1,0 +1,1 @@
+"""Pure reinforcement-learning maths: tensors in, tensors out; only torch, jaxtyping and the standard library."""

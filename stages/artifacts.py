@@ -1,0 +1,167 @@
+"""Content-addressed artifacts: digest, publication into the store, verification on load.
+
+    <store>/<digest>/                 the payload, written once, never changed
+    <store>/records/<fingerprint>/    manifest.json and metrics.jsonl of the stage run that made it
+
+The digest covers the relative paths and bytes of the payload alone, so equal content has one digest
+whatever run, path, host or time made it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from data.errors import ArtifactError
+from stages.contract import Artifact, artifact_from_json
+
+RECORDS = "records"
+_CHUNK_BYTES = 1 << 20
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def payload_files(folder: Path) -> list[Path]:
+    """All regular files below `folder`, sorted by their relative POSIX path."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file by its relative path."""
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in payload_files(folder)}
+
+
+def combine_digests(digests: dict[str, str]) -> str:
+    """The digest of a payload from those of its files: SHA-256 over sorted `path NUL digest NEWLINE` lines."""
+    combined = hashlib.sha256()
+    for name in sorted(digests):
+        combined.update(f"{name}\0{digests[name]}\n".encode())
+    return combined.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write canonical JSON (sorted keys, indented) and replace the file atomically."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def publish_payload(payload_dir: Path, store_dir: Path) -> tuple[str, dict[str, str]]:
+    """Move a finished payload into the store, whole or not at all.
+
+    Args:
+        payload_dir: Folder on the store's file system; it is gone afterwards.
+        store_dir: The store.
+
+    Returns:
+        The payload's digest and the digest of each of its files.
+
+    Raises:
+        ArtifactError: The payload is empty.
+    """
+    digests = file_digests(payload_dir)
+    if not digests:
+        raise ArtifactError(f"{payload_dir}: the stage wrote no file; an artifact needs at least one")
+    digest = combine_digests(digests)
+    target = store_dir / digest
+    if target.exists() and file_digests(target) == digests:
+        shutil.rmtree(payload_dir)
+        return digest, digests
+    if target.exists():  # damaged: what is stored under this digest is not what the digest says
+        shutil.rmtree(target)
+    for path in payload_files(payload_dir):
+        path.chmod(0o444)
+    os.rename(payload_dir, target)
+    return digest, digests
+
+
+def verify_artifact(artifact: Artifact, digests: dict[str, str] | None = None) -> None:
+    """Check that a payload is what its handle says.
+
+    Args:
+        artifact: The handle.
+        digests: Digest of each file as the manifest has it; lets the message name the file that changed.
+
+    Raises:
+        ArtifactError: The folder is missing, or its content has another digest.
+    """
+    if not artifact.path.is_dir():
+        raise ArtifactError(
+            f"{artifact.path}: the {artifact.TYPE} artifact {artifact.digest[:12]} is missing; "
+            f"run the stage that makes it again"
+        )
+    found = file_digests(artifact.path)
+    if combine_digests(found) == artifact.digest:
+        return
+    expected = digests or {}
+    changed = sorted(name for name in expected if name in found and found[name] != expected[name])
+    missing = sorted(set(expected) - set(found))
+    added = sorted(set(found) - set(expected)) if expected else []
+    what = "; ".join(
+        f"{kind}: {', '.join(names)}"
+        for kind, names in (("changed", changed), ("missing", missing), ("added", added))
+        if names
+    )
+    raise ArtifactError(
+        f"{artifact.path}: the content is not what the digest {artifact.digest[:12]} says ({what or 'changed'}); "
+        f"artifacts are never edited in place: remove the folder and run the stage that makes it again"
+    )
+
+
+def read_record(store_dir: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The manifest of the stage run with this fingerprint, if the store has one."""
+    path = store_dir / RECORDS / fingerprint / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # cut off while written by an older version: no hit, the stage runs again
+    return manifest
+
+
+def find_artifact(store_dir: Path, fingerprint: str) -> Artifact | None:
+    """The intact artifact of a fingerprint, or None. A damaged or half-written one is never a hit."""
+    manifest = read_record(store_dir, fingerprint)
+    if manifest is None:
+        return None
+    stored = artifact_from_json({**manifest["artifact"], "path": str(store_dir / manifest["artifact"]["digest"])})
+    try:
+        verify_artifact(stored, manifest["files"])
+    except ArtifactError:
+        return None
+    return stored
+
+
+def publish_record(store_dir: Path, fingerprint: str, manifest: dict[str, Any], metrics_path: Path) -> Path:
+    """Write manifest and metrics of a finished stage beside the payloads; returns the record's folder."""
+    record = store_dir / RECORDS / fingerprint
+    record.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(metrics_path, record / "metrics.jsonl")
+    write_json(record / "manifest.json", manifest)  # last: a record without a manifest is no hit
+    return record
+
+
+def link_artifact(stage_dir: Path, store_dir: Path, digest: str) -> None:
+    """Put the relative link `artifact` to the stored payload into a stage's folder of a run."""
+    link = stage_dir / "artifact"
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(store_dir / digest, stage_dir), target_is_directory=True)

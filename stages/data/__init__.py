@@ -1,0 +1,1 @@
+"""The data stage: records from every source, split by hash."""

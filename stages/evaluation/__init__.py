@@ -1,0 +1,1 @@
+"""Comparison of the policy with its reference on held-out prompts."""

@@ -1,0 +1,1 @@
+"""Loading a base model and the adapters on it."""

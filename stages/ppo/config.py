@@ -1,0 +1,138 @@
+"""Settings of PPO. Imports pydantic only."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data.strict import StrictModel
+from stages.rollouts.config import RolloutConfig
+
+
+class FixedKLConfig(StrictModel):
+    """`kl_coef` stays as it is."""
+
+    type: Literal["fixed"] = "fixed"
+
+
+class AdaptiveKLConfig(StrictModel):
+    """`kl_coef` follows a target (Ziegler et al. 2019, section 2.2)."""
+
+    type: Literal["adaptive"] = "adaptive"
+
+    target: float = Field(gt=0)
+    """KL per response that is aimed at, in nats."""
+
+    horizon: float = Field(default=10000.0, gt=0)
+    """Episodes over which the coefficient may change by a factor e at most a fifth of an error."""
+
+
+KLControllerConfig = Annotated[FixedKLConfig | AdaptiveKLConfig, Field(discriminator="type")]
+
+
+class PPOConfig(StrictModel):
+    """PPO with a KL penalty against the SFT policy."""
+
+    steps: int = Field(default=100, ge=1)
+    """Rounds of rollout and update."""
+
+    batch_size: int = Field(default=64, ge=2)
+    """Episodes in one step."""
+
+    minibatch_size: int = Field(default=32, ge=1)
+    """Episodes in one optimizer step. Divides `batch_size`."""
+
+    microbatch_size: int = Field(default=8, ge=1)
+    """Episodes in one forward pass. Divides `minibatch_size`."""
+
+    num_ppo_epochs: int = Field(default=2, ge=1)
+    """Passes over the episodes of a step."""
+
+    learning_rate: float = Field(default=1.0e-4, gt=0)
+    """Learning rate of the policy's adapter, linearly to 0."""
+
+    critic_learning_rate: float | None = Field(default=None, gt=0)
+    """Learning rate of the critic's adapter and head. Default: `learning_rate`."""
+
+    adam_epsilon: float = Field(default=1.0e-5, gt=0)
+    """Epsilon of Adam: 1e-5 as in OpenAI's baselines, not PyTorch's 1e-8."""
+
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients of policy and critic are clipped, each to this norm."""
+
+    clip_range: float = Field(default=0.2, gt=0)
+    """The probability ratio is clipped to `1 +- clip_range`."""
+
+    value_clip_range: float = Field(default=0.2, gt=0)
+    """New values stay within this distance of the old ones."""
+
+    value_coef: float = Field(default=0.1, ge=0)
+    """Weight of the value loss."""
+
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount a token."""
+
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """0 is one-step TD, 1 is Monte Carlo."""
+
+    kl_coef: float = Field(default=0.05, ge=0)
+    """Weight of the KL penalty, in score units a nat. The start value with an adaptive controller."""
+
+    kl_controller: KLControllerConfig = FixedKLConfig()
+
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token estimator of the KL (Schulman 2020, http://joschu.net/blog/kl-approx.html)."""
+
+    kl_placement: Literal["reward", "loss"] = "reward"
+    """Subtracted from the rewards, or added to the policy loss."""
+
+    whiten_advantages: bool = True
+    """Advantages of a step get mean 0 and variance 1."""
+
+    whiten_rewards: bool = False
+    """Shaped rewards of a step are divided by their standard deviation; the mean is kept."""
+
+    normalize_scores: bool = False
+    """Divide the scores by the running standard deviation of all scores seen."""
+
+    score_clip: float | None = Field(default=None, gt=0)
+    """Scores are clipped to `+- score_clip`, after normalising."""
+
+    missing_eos_score: float | None = None
+    """Replaces the score of a response without EOS (-1 in the TL;DR recipe)."""
+
+    missing_eos_penalty: float | None = Field(default=None, ge=0)
+    """Subtracted from the score of a response without EOS."""
+
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """Longer prompts are dropped and counted."""
+
+    max_bad_steps: int = Field(default=3, ge=0)
+    """Optimizer steps with a loss or gradient that is not finite are skipped; more than this end the stage."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+
+    rollout: RolloutConfig = RolloutConfig()
+
+    @model_validator(mode="after")
+    def _batch_arithmetic(self) -> Self:
+        _check_divides("batch_size", self.batch_size, "minibatch_size", self.minibatch_size)
+        _check_divides("minibatch_size", self.minibatch_size, "microbatch_size", self.microbatch_size)
+        if self.missing_eos_score is not None and self.missing_eos_penalty is not None:
+            raise ValueError(
+                "missing_eos_score and missing_eos_penalty are both set; a missing EOS is either replaced or "
+                "penalised: drop one of the two"
+            )
+        return self
+
+
+def _check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
+    """Raise with the nearest values that work unless `part` divides `whole`."""
+    if part <= whole and whole % part == 0:
+        return
+    divisors = [value for value in range(1, whole + 1) if whole % value == 0]
+    nearest = sorted(sorted(divisors, key=lambda value: abs(value - part))[:3])
+    raise ValueError(
+        f"{whole_name}={whole} is not divisible by {part_name}={part}; "
+        f"use {part_name}={', '.join(map(str, nearest))}"
+    )

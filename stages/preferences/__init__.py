@@ -1,0 +1,1 @@
+"""Sampling responses and ranking them."""

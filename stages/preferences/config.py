@@ -1,0 +1,44 @@
+"""Settings of preference collection. Imports pydantic only."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from data.strict import StrictModel
+from rewards.config import RuleRewardConfig, VaderRewardConfig
+from stages.rollouts.config import RolloutConfig
+
+
+class SimulatedLabelerConfig(StrictModel):
+    """Ranks responses by a reward function, as a stand-in for people (Ziegler et al. 2019, section 3.1)."""
+
+    type: Literal["simulated"] = "simulated"
+
+    reward: RuleRewardConfig = VaderRewardConfig()
+    """The scorer that the labeler believes in."""
+
+    label_noise: float = Field(default=0.0, ge=0.0, le=0.5)
+    """Probability that a pair is turned around."""
+
+
+class PreferencesConfig(StrictModel):
+    """Sample K responses a prompt from the SFT policy and let a labeler rank them."""
+
+    labeler: SimulatedLabelerConfig = SimulatedLabelerConfig()
+
+    responses_per_prompt: int = Field(default=4, ge=2)
+    """K."""
+
+    pairs_per_prompt: int | None = Field(default=None, ge=1)
+    """Keep at most this many of the K (K - 1) / 2 pairs of a prompt, those with the largest gap in rank first."""
+
+    num_prompts: int | None = Field(default=None, ge=1)
+    """Use this many of the training prompts. Default: all."""
+
+    rollout: RolloutConfig = RolloutConfig()
+
+    batch_size: int = Field(default=64, ge=1)
+    """Responses generated in one call."""
+
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """Longer prompts are dropped and counted."""

