@@ -7,15 +7,17 @@ from pydantic import Field, model_validator
 
 from data.strict import StrictModel
 
-RecordFormat = Literal["auto", "instruction", "prompt_response", "text", "messages", "preference", "hh", "prompt"]
+RecordFormat = Literal[
+    "auto", "instruction", "prompt_response", "text", "messages", "preference", "hh", "prompt"
+]
 
 
 class SourceConfig(StrictModel):
     """One source of rows: a file, folder or glob on this machine, or a data set of the hub."""
 
     path: str | None = None
-    """File, folder or glob. Relative paths are looked up from the working folder, then beside the configuration.
-    `samples:NAME` is one of the shipped files in `data/samples`."""
+    """File, folder or glob. Relative paths are looked up from the working folder, then beside the
+    configuration. `samples:NAME` is one of the shipped files in `data/samples`."""
 
     hub: str | None = None
     """Id of a data set on the Hugging Face hub, e.g. `Anthropic/hh-rlhf`."""

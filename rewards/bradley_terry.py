@@ -1,8 +1,8 @@
 """The Bradley-Terry model of preferences: loss, accuracy, probabilities and their calibration.
 
-Pure: scores in, numbers out. It knows neither how scores are made nor how a model is trained. Only differences of
-scores count, so nothing here changes when a constant is added to all of them (a bias of the head, a shift for
-normalisation).
+Pure: scores in, numbers out. It knows neither how scores are made nor how a model is trained. Only
+differences of scores count, so nothing here changes when a constant is added to all of them (a bias of the
+head, a shift for normalisation).
 
 Shape legend: B = pairs in the batch, N = predictions.
 """
@@ -26,9 +26,10 @@ def bradley_terry_loss(
         loss = mean(-(1 - label_smoothing) * logsigmoid(d) - label_smoothing * logsigmoid(-d))
 
     Bradley and Terry 1952, https://doi.org/10.2307/2334029; as a loss Ziegler et al. 2019, equation 1,
-    https://arxiv.org/abs/1909.08593; the margin is that of Llama 2, section 3.2.2, https://arxiv.org/abs/2307.09288.
-    Equal scores without margin give exactly ln 2. Label smoothing is the likelihood under labels of which that share is
-    flipped: unlike a bare logsigmoid, it has a finite minimum, at d = log((1 - label_smoothing) / label_smoothing).
+    https://arxiv.org/abs/1909.08593; the margin is that of Llama 2, section 3.2.2,
+    https://arxiv.org/abs/2307.09288. Equal scores without margin give exactly ln 2. Label smoothing is the
+    likelihood under labels of which that share is flipped: unlike a bare logsigmoid, it has a finite minimum,
+    at d = log((1 - label_smoothing) / label_smoothing).
 
     Args:
         chosen_scores: Raw scores (logits) of the preferred responses.
@@ -48,8 +49,8 @@ def bradley_terry_loss(
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(
-            f"label_smoothing={label_smoothing} is outside [0, 0.5); it is the share of flipped labels, and at one half "
-            "they say nothing. Use 0.1, say."
+            f"label_smoothing={label_smoothing} is outside [0, 0.5); it is the share of flipped labels, and "
+            "at one half they say nothing. Use 0.1, say."
         )
     difference = _difference(chosen_scores, rejected_scores)
     if margin is not None:
@@ -76,7 +77,7 @@ def bradley_terry_accuracy(
         >>> bradley_terry_accuracy(torch.tensor([2.0, 1.0, 0.0, 5.0]), torch.tensor([0.0, 1.0, 3.0, 4.0]))
         tensor(0.6250)
     """
-    return torch.heaviside(_difference(chosen_scores, rejected_scores), torch.tensor(0.5)).mean()
+    return (_difference(chosen_scores, rejected_scores).sign().mean() + 1) / 2
 
 
 def preference_probability(
@@ -107,10 +108,11 @@ def expected_calibration_error(
 
         ECE = sum over bins of (n_bin / N) * abs(mean outcome - mean probability)
 
-    Guo et al. 2017, section 2, https://arxiv.org/abs/1706.04599, with the probability of the outcome itself instead of
-    the confidence in the argmax. Bins are [k / num_bins, (k + 1) / num_bins), the last one closed; empty bins count
-    nothing. For preferences, put the two responses of a pair in an order that does not depend on the label: if the
-    chosen one always comes first, every outcome is 1 and the number measures confidence instead of calibration.
+    Guo et al. 2017, section 2, https://arxiv.org/abs/1706.04599, with the probability of the outcome itself
+    instead of the confidence in the argmax. Bins are [k / num_bins, (k + 1) / num_bins), the last one closed;
+    empty bins count nothing. For preferences, put the two responses of a pair in an order that does not
+    depend on the label: if the chosen one always comes first, every outcome is 1 and the number measures
+    confidence instead of calibration.
 
     Args:
         probabilities: Predicted probabilities, in [0, 1].
@@ -135,11 +137,12 @@ def expected_calibration_error(
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("a probability is outside [0, 1] or NaN; pass probabilities, not scores or logits.")
     bins = (probabilities * num_bins).long().clamp(max=num_bins - 1)
-    surplus = (outcomes - probabilities).double()
-    return torch.zeros(num_bins, dtype=surplus.dtype).index_add(0, bins.cpu(), surplus.cpu()).abs().sum().item() / len(bins)
+    surplus = outcomes.double() - probabilities
+    surplus_of_bin = surplus.new_zeros(num_bins).index_add(0, bins, surplus)
+    return float(surplus_of_bin.abs().sum() / len(surplus))
 
 
 def _difference(first_scores: Float[Tensor, " B"], second_scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Subtract in float32 at least: bfloat16 scores near 10 are 0.06 apart."""
     dtype = torch.promote_types(first_scores.dtype, torch.float32)
-    return first_scores.to(dtype) - second_scores.to(dtype)
+    return first_scores.to(dtype) - second_scores

@@ -7,14 +7,8 @@ from pydantic import Field
 from data.strict import StrictModel
 
 
-class LearnedRewardConfig(StrictModel):
-    """The trained reward model of this run, with its score normalisation."""
-
-    type: Literal["learned"] = "learned"
-
-
 class VaderRewardConfig(StrictModel):
-    """Sentiment of prompt and response, in [-1, 1] (Hutto and Gilbert 2014, package `vaderSentiment`)."""
+    """Sentiment in [-1, 1] (Hutto and Gilbert 2014, package `vaderSentiment`)."""
 
     type: Literal["vader"] = "vader"
 
@@ -32,6 +26,3 @@ class CharacterShareRewardConfig(StrictModel):
 
 
 RuleRewardConfig = Annotated[VaderRewardConfig | CharacterShareRewardConfig, Field(discriminator="type")]
-RewardConfig = Annotated[
-    LearnedRewardConfig | VaderRewardConfig | CharacterShareRewardConfig, Field(discriminator="type")
-]

@@ -111,6 +111,7 @@ class StageContext:
         metrics: One JSON object a step, the source of truth.
         report_progress: Called with (steps done, steps in all, what is going on).
         config_dir: Folder of the configuration file, for relative paths in it.
+        deepspeed: DeepSpeed's configuration, where the stage runs under it.
     """
 
     payload_dir: Path
@@ -120,6 +121,7 @@ class StageContext:
     metrics: MetricsWriter
     report_progress: Callable[[int, int, str], None]
     config_dir: Path | None = None
+    deepspeed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from stages.artifacts import (
 )
 from stages.contract import STAGE_OUTPUTS, Artifact, StageContext, StageName, StageOutput, artifact_from_json
 from stages.metrics import MetricsWriter, NullMetricsWriter
+from stages.process import die_with_parent
 
 logger = logging.getLogger("stages")
 
@@ -52,7 +53,7 @@ class StageSpec:
         device: `cpu` or `cuda`.
         fingerprint: Key of the store for this execution.
         config_dir: Folder of the configuration file, for relative paths in it.
-        distributed: Extra settings of the training process, e.g. the DeepSpeed section.
+        deepspeed: DeepSpeed's configuration, where the stage runs under it.
     """
 
     stage: StageName
@@ -65,7 +66,7 @@ class StageSpec:
     device: Literal["cpu", "cuda"]
     fingerprint: str
     config_dir: Path | None = None
-    distributed: dict[str, Any] = field(default_factory=dict)
+    deepspeed: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is written for a process of its own."""
@@ -75,7 +76,7 @@ class StageSpec:
             "stage_dir": str(self.stage_dir),
             "store_dir": str(self.store_dir),
             "config_dir": None if self.config_dir is None else str(self.config_dir),
-            "distributed": self.distributed,
+            "deepspeed": self.deepspeed,
         }
 
     @classmethod
@@ -128,6 +129,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
                 metrics=metrics,
                 report_progress=report_progress if is_main else _ignore_progress,
                 config_dir=spec.config_dir,
+                deepspeed=spec.deepspeed,
             )
             output = _execute(spec, context)
         if not is_main:
@@ -229,6 +231,7 @@ def _print_progress(done: int, total: int, what: str) -> None:
 
 def main() -> int:
     """Run the stage of a specification file; 0 done, 1 failed, 2 the user's input is at fault."""
+    die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if len(sys.argv) != 2:
         print("usage: python -m stages.run SPEC.json", file=sys.stderr)

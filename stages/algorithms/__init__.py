@@ -1,1 +1,1 @@
-"""Pure reinforcement-learning maths: tensors in, tensors out; only torch, jaxtyping and the standard library."""
+"""Pure maths of RLHF: tensors in, tensors out; torch, jaxtyping and the standard library only."""

@@ -1,7 +1,7 @@
 """From sequence scores to per-token rewards, advantages and returns.
 
-Scores come from the reward model, one a response; rewards are scores shaped by the KL, one a token. Nothing here
-whitens: returns have to come from unwhitened advantages, so whitening is a separate call, after.
+Scores come from the reward model, one a response; rewards are scores shaped by the KL, one a token. Nothing
+here whitens: returns have to come from unwhitened advantages, so whitening is a separate call, after.
 
 Shape legend: B = rollouts in the batch, T = response tokens (right-padded).
 """
@@ -24,8 +24,9 @@ def shape_rewards(
 
         r_t = -kl_coef * kl_t + (score if t is the last response token else 0)
 
-    Ziegler et al. 2019, section 2.2, https://arxiv.org/abs/1909.08593. The KL is inside the reward, token by token, so
-    that credit for it is assigned where it arises; over a response the rewards add up to score - kl_coef * sum(kl).
+    Ziegler et al. 2019, equation 2, https://arxiv.org/abs/1909.08593. The KL is inside the reward, token by
+    token, so that credit for it is assigned where it arises; over a response the rewards add up to score -
+    kl_coef * sum(kl).
 
     Args:
         scores: The judgement of each whole response, after normalisation and missing-EOS rules.
@@ -62,12 +63,13 @@ def estimate_gae(
         delta_t = r_t + gamma * V_{t+1} - V_t
         A_t     = delta_t + gamma * gae_lambda * A_{t+1}
 
-    Schulman et al. 2016, section 3, https://arxiv.org/abs/1506.02438. The response ends the episode: V and A are 0 after
-    its last token, also when the length limit cut it off (as in https://arxiv.org/abs/1909.08593).
+    Schulman et al. 2016, section 3, https://arxiv.org/abs/1506.02438. The response ends the episode: V and A
+    are 0 after its last token, also when the length limit cut it off (as in
+    https://arxiv.org/abs/1909.08593).
 
-    t + 1 is the next token *that counts*. In one response the mask is contiguous and this is the next column; where a
-    response has turns that are not the policy's own (tool output), they are stepped over, with neither discount nor
-    bootstrapping at their values.
+    t + 1 is the next token *that counts*. In one response the mask is contiguous and this is the next column;
+    where a response has turns that are not the policy's own (tool output), they are stepped over, with
+    neither discount nor bootstrapping at their values.
 
     Args:
         rewards: KL-shaped token rewards, in reward-model units.
@@ -87,14 +89,12 @@ def estimate_gae(
         >>> estimate_gae(rewards, values, mask, gamma=1.0, gae_lambda=0.5)
         (tensor([[0.1250, 0.2500, 0.5000]]), tensor([[0.6250, 0.7500, 1.0000]]))
     """
-    next_value = next_advantage = torch.zeros_like(values[:, 0])
-    reversed_advantages = []
-    for reward, value, counts in zip(
-        *(tensor.flip(1).unbind(1) for tensor in (rewards, values, response_mask)), strict=True
-    ):
-        advantage = reward + gamma * next_value - value + gamma * gae_lambda * next_advantage
-        next_advantage = torch.where(counts, advantage, next_advantage)
-        next_value = torch.where(counts, value, next_value)
-        reversed_advantages.append(advantage)
-    advantages = torch.stack(reversed_advantages, dim=1).flip(1).masked_fill(~response_mask, 0.0)
-    return advantages, (advantages + values).masked_fill(~response_mask, 0.0)
+    advantages = torch.empty_like(values)
+    next_value = next_advantage = values.new_zeros(values.shape[0])
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantages[:, t] = delta + gamma * gae_lambda * next_advantage
+        next_advantage = torch.where(response_mask[:, t], advantages[:, t], next_advantage)
+        next_value = torch.where(response_mask[:, t], values[:, t], next_value)
+    returns = advantages + values
+    return advantages.masked_fill(~response_mask, 0.0), returns.masked_fill(~response_mask, 0.0)

@@ -1,17 +1,20 @@
 """Per-token estimates of the KL divergence from the reference, and the controller of its coefficient.
 
-The divergence is KL(policy || reference), and the tokens are the policy's own samples. The estimators are Schulman's
-(http://joschu.net/blog/kl-approx.html), in terms of x = log(policy / reference) of the sampled token:
+The divergence is KL(policy || reference), and the tokens are the policy's own samples. The estimators are
+Schulman's (http://joschu.net/blog/kl-approx.html), in terms of x = log(policy / reference) of the sampled
+token:
 
     k1 = x                    unbiased, of either sign
     k2 = x^2 / 2              biased, never negative; agrees with the KL to second order where it is small
-    k3 = exp(-x) - 1 + x      unbiased, never negative, but of unbounded variance where the policy left the reference
+    k3 = exp(-x) - 1 + x      unbiased, never negative; unbounded variance where the policy left the reference
 
-Being unbiased as a *value* is not being unbiased as a *loss*. On-policy, the gradient of the KL comes from k1 put into
-the reward, or from k2 as a loss term. k1 as a loss term has expected gradient zero, and k3 as a loss term has the
-gradient of another divergence (https://arxiv.org/abs/2510.01555, https://arxiv.org/abs/2512.21852).
+Being unbiased as a *value* is not being unbiased as a *loss*. On-policy, the gradient of the KL comes from k1
+put into the reward, or from k2 as a loss term. k1 as a loss term has expected gradient zero, and k3 as a loss
+term has the gradient of another divergence (https://arxiv.org/abs/2510.01555,
+https://arxiv.org/abs/2512.21852).
 
-This module knows no mask: estimates at padding are whatever the inputs give, and the caller's mask removes them.
+This module knows no mask: estimates at padding are whatever the inputs give, and the caller's mask removes
+them.
 
 Shape legend: *dims = any shape, usually B T = rows of the batch and response tokens.
 """
@@ -33,8 +36,9 @@ def kl_k1(logprobs: Float[Tensor, "*dims"], ref_logprobs: Float[Tensor, "*dims"]
 
         k1 = logprobs - ref_logprobs
 
-    Its expectation is the exact KL, and its sum over a response is the log-ratio of the whole response. A single value
-    may be negative; a mean that stays negative means that the tokens were not sampled from this policy.
+    Its expectation is the exact KL, and its sum over a response is the log-ratio of the whole response. A
+    single value may be negative; a mean that stays negative means that the tokens were not sampled from this
+    policy.
 
     Args:
         logprobs: Log-probabilities of the sampled tokens under the policy, in nats.
@@ -55,7 +59,8 @@ def kl_k2(logprobs: Float[Tensor, "*dims"], ref_logprobs: Float[Tensor, "*dims"]
 
         k2 = (logprobs - ref_logprobs)^2 / 2
 
-    Biased: its expectation agrees with the KL only to second order. Its gradient as a loss, on-policy, is unbiased.
+    Biased: its expectation agrees with the KL only to second order. Its gradient as a loss, on-policy, is
+    unbiased.
 
     Args:
         logprobs: Log-probabilities of the sampled tokens under the policy, in nats.
@@ -72,12 +77,12 @@ def kl_k2(logprobs: Float[Tensor, "*dims"], ref_logprobs: Float[Tensor, "*dims"]
 
 
 def kl_k3(logprobs: Float[Tensor, "*dims"], ref_logprobs: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
-    """Estimate the KL by the log-ratio plus a term of expectation zero that keeps it positive.
+    """Estimate the KL by the log-ratio plus a term of expectation zero that keeps it from being negative.
 
         k3 = exp(-x) - 1 + x, with x = logprobs - ref_logprobs
 
-    The log-ratio is bounded to +-20 in both places, so that the exponential is finite and the estimate stays positive.
-    `expm1` is used because exp(-x) - 1 loses all digits where the policies agree.
+    The log-ratio is bounded to +-20 in both places, so that the exponential is finite and the estimate never
+    negative. `expm1` is used because exp(-x) - 1 loses all digits where the policies agree.
 
     Args:
         logprobs: Log-probabilities of the sampled tokens under the policy, in nats.
@@ -132,9 +137,10 @@ def adapt_kl_coef(
         error   = clip(measured_kl / target_kl - 1, -0.2, 0.2)
         kl_coef = kl_coef * (1 + error * num_episodes / horizon)
 
-    The proportional controller in log space of Ziegler et al. 2019, section 2.2, https://arxiv.org/abs/1909.08593, with
-    K_beta = num_episodes / horizon as in OpenAI's code. Episodes, not optimizer steps: so the speed does not depend on
-    the batch size. The result is state that decides the future: a checkpoint has to hold it.
+    The proportional controller in log space of Ziegler et al. 2019, section 2.2,
+    https://arxiv.org/abs/1909.08593, with K_beta = num_episodes / horizon as in OpenAI's code. Episodes, not
+    optimizer steps: so the speed does not depend on the batch size. The result is state that decides the
+    future: a checkpoint has to hold it.
 
     Args:
         kl_coef: The coefficient used in the step just done.
@@ -147,12 +153,12 @@ def adapt_kl_coef(
         The coefficient for the next step.
 
     Raises:
-        ValueError: If the target or the horizon is not above 0, or if a step has 5 horizons of episodes or more (the
-            coefficient would become 0 or negative).
+        ValueError: If the target or the horizon is not above 0, or if a step has 5 horizons of episodes or
+            more (the coefficient would become 0 or negative).
 
     Example:
-        >>> adapt_kl_coef(0.1, measured_kl=12.0, target_kl=6.0, horizon=1000, num_episodes=500)  # 0.1 * (1 + 0.2 / 2)
-        0.11
+        >>> adapt_kl_coef(1.0, measured_kl=12.0, target_kl=6.0, horizon=1000, num_episodes=500)  # 1 + 0.2 / 2
+        1.1
     """
     if not target_kl > 0:
         raise ValueError(f"target_kl={target_kl} is not above 0; the error is relative to it. Use 6.0, say.")
@@ -161,8 +167,8 @@ def adapt_kl_coef(
     gain = num_episodes / horizon
     if gain * MAX_RELATIVE_ERROR >= 1:
         raise ValueError(
-            f"num_episodes={num_episodes} is 5 times horizon={horizon} or more, so one step could make the coefficient "
-            "0 or negative; use a longer horizon."
+            f"num_episodes={num_episodes} is 5 times horizon={horizon} or more, so one step could make the "
+            "coefficient 0 or negative; use a longer horizon."
         )
     error = min(max(measured_kl / target_kl - 1, -MAX_RELATIVE_ERROR), MAX_RELATIVE_ERROR)
     return kl_coef * (1 + error * gain)

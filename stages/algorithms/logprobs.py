@@ -1,11 +1,11 @@
 """Log-probabilities of chosen tokens and entropy, whole or in chunks of rows.
 
-The temperature divides the logits here and nowhere else, so `old_logprobs`, `ref_logprobs` and `logprobs` cannot
-differ in it. All arithmetic is in float32 at least: a log-softmax over a large vocabulary in bfloat16 is off by tenths
-of a nat. This module knows no model: the head comes as a callable.
+The temperature divides the logits here and nowhere else, so `old_logprobs`, `ref_logprobs` and `logprobs`
+cannot differ in it. All arithmetic is in float32 at least: a log-softmax over a large vocabulary in bfloat16
+is off by tenths of a nat. This module knows no model: the head comes as a callable.
 
-Shape legend: B = rows of the batch, T = tokens, V = vocabulary, N = rows of hidden states (tokens of the batch, flat),
-D = hidden size, *dims = any leading shape, usually B T.
+Shape legend: B = rows of the batch, T = tokens, V = vocabulary, N = rows of hidden states (tokens of the
+batch, flat), D = hidden size, *dims = any leading shape, usually B T.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def gather_logprobs(
 
         logprob = log_softmax(logits / temperature)[token]
 
-    The temperature is the one the tokens were sampled at, so that these are log-probabilities of the policy that acted
-    (https://arxiv.org/abs/2403.17031).
+    The temperature is the one the tokens were sampled at, so that these are log-probabilities of the policy
+    that acted (https://arxiv.org/abs/2403.17031).
 
     Args:
         logits: Scores for the token at the *same* position: shift them by one before, not here.
@@ -38,7 +38,8 @@ def gather_logprobs(
         ValueError: If the temperature is not above 0.
 
     Example:
-        >>> gather_logprobs(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[1]]), temperature=2.0)  # log(e / (1 + e))
+        >>> logits = torch.tensor([[[0.0, 2.0]]])
+        >>> gather_logprobs(logits, torch.tensor([[1]]), temperature=2.0)  # log(e / (1 + e))
         tensor([[-0.3133]])
     """
     return _pick(_log_softmax(logits, temperature), token_ids)
@@ -78,13 +79,14 @@ def chunked_logprobs(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Compute log-probabilities and entropy from hidden states without ever holding all logits.
 
-    The head is applied to `chunk_size` rows at a time. Where gradients are recorded, each chunk is checkpointed, so its
-    logits are freed after the forward and made again in the backward (Chen et al. 2016, section 4,
-    https://arxiv.org/abs/1604.06174): one more head product buys a peak of chunk_size * V logits instead of N * V.
-    Values and gradients are those of `gather_logprobs` and `entropy_from_logits` on `head(hidden)`.
+    The head is applied to `chunk_size` rows at a time. Where gradients are recorded, each chunk is
+    checkpointed, so its logits are freed after the forward and made again in the backward (Chen et al. 2016,
+    section 4, https://arxiv.org/abs/1604.06174): one more head product buys a peak of chunk_size * V logits
+    instead of N * V. Values and gradients are those of `gather_logprobs` and `entropy_from_logits` on
+    `head(hidden)`.
 
-    The backward calls the head again, so whatever it reads (the active adapter, for one) must still be in place then.
-    Random states are not saved for that second call: the head has to be deterministic.
+    The backward calls the head again, so whatever it reads (the active adapter, for one) must still be in
+    place then.
 
     Args:
         hidden: Last hidden states, after the final norm.
@@ -102,7 +104,8 @@ def chunked_logprobs(
 
     Example:
         >>> hidden = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
-        >>> chunked_logprobs(hidden, torch.tensor([0, 1]), head=lambda rows: rows, temperature=2.0, chunk_size=1)
+        >>> tokens = torch.tensor([0, 1])
+        >>> chunked_logprobs(hidden, tokens, head=lambda rows: rows, temperature=2.0, chunk_size=1)
         (tensor([-0.6931, -0.3133]), tensor([0.6931, 0.5822]))
     """
     if chunk_size < 1:
@@ -113,9 +116,9 @@ def chunked_logprobs(
         return _pick(log_probabilities, tokens), _entropy(log_probabilities)
 
     logprobs, entropies = [], []
-    for rows, tokens in zip(hidden.split(chunk_size), token_ids.split(chunk_size), strict=True):
+    for rows, tokens in zip(torch.split(hidden, chunk_size), torch.split(token_ids, chunk_size), strict=True):
         if torch.is_grad_enabled():
-            chunk = checkpoint(score, rows, tokens, use_reentrant=False, preserve_rng_state=False)
+            chunk = checkpoint(score, rows, tokens, use_reentrant=False)
         else:
             chunk = score(rows, tokens)
         logprobs.append(chunk[0])
@@ -127,14 +130,16 @@ def _log_softmax(logits: Float[Tensor, "*dims V"], temperature: float) -> Float[
     """Turn logits into log-probabilities at a temperature, in float32 at least."""
     if not temperature > 0:
         raise ValueError(
-            f"temperature={temperature} is not above 0; it divides the logits. Greedy decoding has no log-probabilities "
-            "to train on: use the temperature that the responses were sampled at."
+            f"temperature={temperature} is not above 0; it divides the logits. Greedy decoding has no "
+            "log-probabilities to train on: use the temperature that the responses were sampled at."
         )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.log_softmax(logits / temperature, dim=-1)
 
 
-def _pick(log_probabilities: Float[Tensor, "*dims V"], token_ids: Int[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+def _pick(
+    log_probabilities: Float[Tensor, "*dims V"], token_ids: Int[Tensor, "*dims"]
+) -> Float[Tensor, "*dims"]:
     """Read each row's log-probability of its own token."""
     return log_probabilities.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
 

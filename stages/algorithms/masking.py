@@ -1,11 +1,11 @@
 """Statistics over the entries that count, and masks from token ids.
 
-Every mask is boolean and True means "counts". What lies outside a mask is never read: it may be NaN or infinite,
-and it gets a gradient of exactly zero. Lengths and positions come from masks alone, never from `ids != pad`,
-because a pad token may also be a real token.
+Every mask is boolean and True means "counts". What lies outside a mask is never read: it may be NaN or
+infinite, and it gets a gradient of exactly zero. Lengths and positions come from masks alone, never from a
+comparison of ids with the pad id, because a pad token may also be a real token.
 
-Shape legend: B = rows of the batch, T = response tokens (right-padded), S = tokens of prompt and response together,
-*dims = any shape, shared by the values and their mask.
+Shape legend: B = rows of the batch, T = response tokens (right-padded), S = tokens of prompt and response
+together, *dims = any shape, shared by the values and their mask.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ def masked_mean(values: Float[Tensor, "*dims"], mask: Bool[Tensor, "*dims"]) -> 
 
         mean = sum(values * mask) / sum(mask)
 
-    Each counted entry weighs the same, so in a batch of responses a long response weighs more than a short one (a
-    token mean, as in https://arxiv.org/abs/2403.17031), not a mean over rows of row means.
+    Each counted entry weighs the same, so in a batch of responses a long response weighs more than a short
+    one (a token mean, as in https://arxiv.org/abs/2403.17031), not a mean over rows of row means.
 
     Args:
         values: What to average, in any unit.
@@ -37,11 +37,7 @@ def masked_mean(values: Float[Tensor, "*dims"], mask: Bool[Tensor, "*dims"]) -> 
         >>> masked_mean(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False]))
         tensor(2.)
     """
-    if not mask.any():
-        raise ValueError(
-            f"mask of shape {tuple(mask.shape)} has no True entry; a mean needs at least one. Drop empty batches first."
-        )
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum()
+    return _counted(values, mask).mean()
 
 
 def masked_var(values: Float[Tensor, "*dims"], mask: Bool[Tensor, "*dims"]) -> Float[Tensor, ""]:
@@ -49,8 +45,8 @@ def masked_var(values: Float[Tensor, "*dims"], mask: Bool[Tensor, "*dims"]) -> F
 
         var = masked_mean((values - masked_mean(values))^2)
 
-    Biased (divided by n, not n - 1) as in the reference recipe (https://arxiv.org/abs/2403.17031, detail on reward
-    whitening), so one counted entry has variance 0 and not NaN.
+    Biased (divided by n, not n - 1) as in the reference recipe (https://arxiv.org/abs/2403.17031, detail on
+    reward whitening), so one counted entry has variance 0 and not NaN.
 
     Args:
         values: What to measure, in any unit.
@@ -66,7 +62,7 @@ def masked_var(values: Float[Tensor, "*dims"], mask: Bool[Tensor, "*dims"]) -> F
         >>> masked_var(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False]))
         tensor(1.)
     """
-    return masked_mean((values - masked_mean(values, mask)).square(), mask)
+    return _counted(values, mask).var(correction=0)
 
 
 def masked_whiten(
@@ -76,13 +72,14 @@ def masked_whiten(
 
         whitened = (values - mean) / sqrt(var + epsilon), 0 outside the mask
 
-    This is what PPO does with advantages (https://arxiv.org/abs/2403.17031). Rewards keep their mean: for them there
-    is `masked_rescale`, a function of its own instead of a flag.
+    This is what PPO does with advantages (https://arxiv.org/abs/2403.17031). Rewards keep their mean: for
+    them there is `masked_rescale`, a function of its own instead of a flag.
 
     Args:
         values: What to whiten, in any unit.
         mask: True on the entries that count.
-        epsilon: Added to the variance, in squared units of the values. A single counted entry gives 0, not NaN.
+        epsilon: Added to the variance, in squared units of the values. A single counted entry gives 0, not
+            NaN.
 
     Returns:
         The whitened values, without unit.
@@ -94,18 +91,18 @@ def masked_whiten(
         >>> masked_whiten(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False]))
         tensor([-1.,  1.,  0.])
     """
-    centered = values - masked_mean(values, mask)
-    return (centered * torch.rsqrt(masked_var(values, mask) + epsilon)).masked_fill(~mask, 0.0)
+    centered = (values - masked_mean(values, mask)).masked_fill(~mask, 0.0)
+    return centered * torch.rsqrt(masked_var(values, mask) + epsilon)
 
 
 def masked_rescale(values: Float[Tensor, "*dims"], mask: Bool[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
-    """Scale the values to variance 1 around their mean over the entries where the mask is True, and keep that mean.
+    """Scale the values to variance 1 around their mean, which they keep, where the mask is True.
 
         rescaled = mean + (values - mean) / sqrt(var + 1e-8), 0 outside the mask
 
-    This is reward whitening as OpenAI's code and the reference recipe do it (`whiten(rewards, shift_mean=False)`,
-    https://arxiv.org/abs/2403.17031). Only the spread is divided by the standard deviation: the mean keeps its value,
-    so it is not the same as `values / std`.
+    This is reward whitening as OpenAI's code and the reference recipe do it (`whiten(rewards,
+    shift_mean=False)`, https://arxiv.org/abs/2403.17031). Only the spread is divided by the standard
+    deviation: the mean keeps its value, so it is not the same as `values / std`.
 
     Args:
         values: What to rescale, usually per-token rewards.
@@ -124,11 +121,14 @@ def masked_rescale(values: Float[Tensor, "*dims"], mask: Bool[Tensor, "*dims"]) 
     return (masked_whiten(values, mask) + masked_mean(values, mask)).masked_fill(~mask, 0.0)
 
 
-def mask_through_first_eos(token_ids: Int[Tensor, "B T"], *, eos_token_ids: Sequence[int]) -> Bool[Tensor, "B T"]:
+def mask_through_first_eos(
+    token_ids: Int[Tensor, "B T"], *, eos_token_ids: Sequence[int]
+) -> Bool[Tensor, "B T"]:
     """Mark the tokens of each response up to and including its first end-of-sequence token.
 
-    Responses are sampled to one fixed length and cut afterwards (https://arxiv.org/abs/2403.17031); what follows the
-    first EOS is not part of the response. The EOS itself counts: the policy chose it, and the score is read there.
+    Responses are sampled to one fixed length and cut afterwards (https://arxiv.org/abs/2403.17031); what
+    follows the first EOS is not part of the response. The EOS itself counts: the policy chose it, and the
+    score is read there.
 
     Args:
         token_ids: Sampled response tokens.
@@ -142,9 +142,9 @@ def mask_through_first_eos(token_ids: Int[Tensor, "B T"], *, eos_token_ids: Sequ
         tensor([[ True,  True, False, False],
                 [ True,  True,  True,  True]])
     """
-    is_eos = torch.isin(token_ids, torch.tensor(list(eos_token_ids), dtype=token_ids.dtype, device=token_ids.device))
-    num_eos_before = is_eos.cumsum(dim=1) - is_eos.long()
-    return num_eos_before == 0
+    is_eos = torch.isin(token_ids, token_ids.new_tensor(eos_token_ids))
+    # The running count includes the token itself, so it equals its flag only while no EOS came before.
+    return is_eos.cumsum(dim=1) == is_eos
 
 
 def last_true_index(mask: Bool[Tensor, "B T"]) -> Int[Tensor, " B"]:
@@ -171,8 +171,7 @@ def last_true_index(mask: Bool[Tensor, "B T"]) -> Int[Tensor, " B"]:
             f"mask has no True entry in rows {empty_rows}; each row needs at least one token that counts. "
             "Drop empty responses first."
         )
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    return columns.masked_fill(~mask, 0).amax(dim=1)
+    return mask.cumsum(dim=1).argmax(dim=1)
 
 
 def position_ids_from_mask(attention_mask: Bool[Tensor, "B S"]) -> Int[Tensor, "B S"]:
@@ -180,9 +179,9 @@ def position_ids_from_mask(attention_mask: Bool[Tensor, "B S"]) -> Int[Tensor, "
 
         position = max(cumsum(mask) - 1, 0)
 
-    On counted tokens this is the exclusive cumulative sum of the mask of https://arxiv.org/abs/2403.17031. Padding gets
-    the position of the counted token before it (0 at the left), so no position exceeds those of the real tokens and
-    a table of learned positions is never overrun.
+    On counted tokens this is the exclusive cumulative sum of the mask of https://arxiv.org/abs/2403.17031.
+    Padding gets the position of the counted token before it (0 at the left), so no position exceeds those of
+    the real tokens and a table of learned positions is never overrun.
 
     Args:
         attention_mask: True on real tokens, False on padding at either side.
@@ -195,3 +194,13 @@ def position_ids_from_mask(attention_mask: Bool[Tensor, "B S"]) -> Int[Tensor, "
         tensor([[0, 0, 0, 1, 2]])
     """
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _counted(values: Float[Tensor, "*dims"], mask: Bool[Tensor, "*dims"]) -> Float[Tensor, " n"]:
+    """Select the entries that count: selecting, not multiplying by 0, keeps NaN in padding out."""
+    if not mask.any():
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} has no True entry; a mean needs at least one. "
+            "Drop empty batches first."
+        )
+    return values[mask]

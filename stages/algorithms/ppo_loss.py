@@ -1,12 +1,14 @@
 """The clipped losses of Proximal Policy Optimization, per token, and what corrects them for another sampler.
 
-Every field of a result is `sum over counted tokens / num_tokens`, where `num_tokens` counts the response tokens of the
-*whole minibatch*. So the results of the microbatches that a minibatch was split into add up to those of the minibatch,
-and the gradients with them, whatever the split and however unequal the response lengths. A mean taken in each
-microbatch would give tokens of short responses more weight (OpenRLHF issue 1249). Where an engine averages gradients
-over ranks, count the tokens of all ranks and divide by the number of ranks.
+Every field of a result is `sum over counted tokens / num_tokens`, where `num_tokens` counts the response
+tokens of the *whole minibatch*. So the results of the microbatches that a minibatch was split into add up to
+those of the minibatch, and the gradients with them, whatever the split and however unequal the response
+lengths. A mean taken in each microbatch would give tokens of short responses more weight (OpenRLHF issue
+1249). Where an engine averages gradients over ranks, count the tokens of all ranks and divide by the number
+of ranks.
 
-This module knows no model and no optimizer. What lies outside the mask is never read. Metrics carry no gradient.
+This module knows no model and no optimizer. What lies outside the mask is never read. Metrics carry no
+gradient.
 
 Shape legend: B = rows of the microbatch, T = response tokens (right-padded).
 """
@@ -46,8 +48,8 @@ class ValueLoss(NamedTuple):
 def clamp_log_ratio(log_ratio: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
     """Bound a difference of log-probabilities to +-20 nats, so that its exponential is finite.
 
-    Values within the bound pass unaltered, with gradient 1; beyond it the gradient is 0. Such tokens (a policy e^20
-    times as sure as before) are numerical accidents, which must not decide an update.
+    Values within the bound pass unaltered, with gradient 1; beyond it the gradient is 0. Such tokens (a
+    policy e^20 times as sure as before) are numerical accidents, which must not decide an update.
 
     Args:
         log_ratio: Difference of two log-probabilities, in nats.
@@ -69,14 +71,14 @@ def truncated_importance_weights(
     *,
     cap: float,
 ) -> Float[Tensor, "B T"]:
-    """Weigh each token by how much likelier the trainer's policy makes it than the engine that sampled it did.
+    """Weigh each token by the ratio of the trainer's probability to that of the engine that sampled it.
 
         weight = min(exp(old_logprobs - rollout_logprobs), cap)
 
-    The engine (vLLM) and the trainer give slightly different probabilities for the same weights; this corrects the
-    gradient for it, with variance bounded by the cap at the price of some bias (Ionides 2008,
-    https://doi.org/10.1198/106186008X320456; in this use https://fengyao.notion.site/off-policy-rl). Per token, not
-    per response. It is a constant of the update: no gradient flows into it.
+    The engine (vLLM) and the trainer give slightly different probabilities for the same weights; this
+    corrects the gradient for it, with variance bounded by the cap at the price of some bias (Ionides 2008,
+    https://doi.org/10.1198/106186008X320456; in this use https://fengyao.notion.site/off-policy-rl). Per
+    token, not per response. It is a constant of the update: no gradient flows into it.
 
     Args:
         old_logprobs: The trainer's log-probabilities before the update, in nats.
@@ -96,7 +98,9 @@ def truncated_importance_weights(
         tensor([[1.0000, 0.6065, 2.0000]])
     """
     if cap < 1:
-        raise ValueError(f"cap={cap} is below 1, so tokens with equal log-probabilities would be cut; use 2.0, say.")
+        raise ValueError(
+            f"cap={cap} is below 1, so tokens with equal log-probabilities would be cut. Use 2.0, say."
+        )
     log_ratio = (old_logprobs - rollout_logprobs).masked_fill(~response_mask, 0.0)
     return clamp_log_ratio(log_ratio).exp().clamp(max=cap).detach()
 
@@ -116,10 +120,11 @@ def ppo_policy_loss(
         ratio = exp(logprobs - old_logprobs)
         loss  = sum(weight * max(-A * ratio, -A * clip(ratio, 1 - clip_range, 1 + clip_range))) / num_tokens
 
-    Schulman et al. 2017, equation 7, https://arxiv.org/abs/1707.06347, negated to be minimised. The maximum makes the
-    bound pessimistic: a token loses its gradient only where it already moved the way its advantage asks. `approx_kl` is
-    0.5 * mean(log_ratio^2), as in the reference recipe (https://arxiv.org/abs/2403.17031), and not the k3 form: it is
-    what published curves show. Neither `approx_kl`, `clip_fraction` nor `ratio` is weighted by `importance_weights`.
+    Schulman et al. 2017, equation 7, https://arxiv.org/abs/1707.06347, negated to be minimised. The maximum
+    makes the bound pessimistic: a token loses its gradient only where it already moved the way its advantage
+    asks. `approx_kl` is 0.5 * mean(log_ratio^2), as in the reference recipe
+    (https://arxiv.org/abs/2403.17031), and not the k3 form: it is what published curves show. Neither
+    `approx_kl`, `clip_fraction` nor `ratio` is weighted by `importance_weights`.
 
     Args:
         logprobs: Log-probabilities under the policy that is trained, in nats.
@@ -127,15 +132,16 @@ def ppo_policy_loss(
         advantages: One for each token, usually whitened; constants.
         response_mask: True on response tokens.
         clip_range: How far the ratio may move from 1 in either direction; 0.2 is usual.
-        num_tokens: Response tokens of the whole minibatch, over all its microbatches (see the module's header).
+        num_tokens: Response tokens of the whole minibatch, over all its microbatches (see the module's
+            header).
         importance_weights: From `truncated_importance_weights`; None where the trainer itself sampled.
 
     Returns:
         The loss, with gradient into `logprobs` alone, and its metrics.
 
     Example:
-        >>> new, old, mask = torch.tensor([[0.0, 0.0]]), torch.tensor([[-1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
-        >>> advantages = torch.tensor([[1.0, 3.0]])
+        >>> new, old, advantages = torch.tensor([[[0.0, 0.0]], [[-1.0, 0.0]], [[1.0, 3.0]]])
+        >>> mask = torch.ones(1, 2, dtype=torch.bool)
         >>> result = ppo_policy_loss(
         ...     new, old, advantages, mask, clip_range=0.2, num_tokens=2, importance_weights=None
         ... )
@@ -144,22 +150,20 @@ def ppo_policy_loss(
         >>> result.clip_fraction
         tensor(0.5000)
     """
-    log_ratio = clamp_log_ratio((logprobs - old_logprobs.detach()).masked_fill(~response_mask, 0.0))
+    # Selecting, unlike multiplying by 0, keeps NaN in padding out, and sums the same whatever the padding.
+    log_ratio = clamp_log_ratio((logprobs - old_logprobs.detach())[response_mask])
     ratio = log_ratio.exp()
-    unclipped = -advantages.detach() * ratio
-    clipped = -advantages.detach() * ratio.clamp(min=1 - clip_range, max=1 + clip_range)
+    advantage = advantages.detach()[response_mask]
+    unclipped = -advantage * ratio
+    clipped = -advantage * ratio.clamp(min=1 - clip_range, max=1 + clip_range)
     losses = torch.maximum(unclipped, clipped)
     if importance_weights is not None:
-        losses = losses * importance_weights.detach()
-
-    def average(per_token: Tensor) -> Tensor:
-        return per_token.masked_fill(~response_mask, 0.0).sum() / num_tokens
-
+        losses = losses * importance_weights.detach()[response_mask]
     return PolicyLoss(
-        loss=average(losses),
-        approx_kl=average(0.5 * log_ratio.detach().square()),
-        clip_fraction=average((clipped > unclipped).to(ratio.dtype)),
-        ratio=average(ratio.detach()),
+        loss=losses.sum() / num_tokens,
+        approx_kl=0.5 * log_ratio.detach().square().sum() / num_tokens,
+        clip_fraction=(clipped > unclipped).to(losses.dtype).sum() / num_tokens,
+        ratio=ratio.detach().sum() / num_tokens,
     )
 
 
@@ -178,8 +182,8 @@ def ppo_value_loss(
         loss    = 0.5 * sum(max((values - returns)^2, (clipped - returns)^2)) / num_tokens
 
     From OpenAI's code, not from the PPO paper; detail 9 of
-    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/. The maximum is pessimistic as in the policy
-    loss: a value that already moved further than the range towards its return has no gradient.
+    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/. The maximum is pessimistic as in
+    the policy loss: a value that already moved further than the range towards its return has no gradient.
 
     Args:
         values: The critic's predictions now, in reward units.
@@ -187,23 +191,24 @@ def ppo_value_loss(
         returns: Targets, `advantages + old_values` before whitening; constants.
         response_mask: True on response tokens.
         value_clip_range: How far a value may move in one update, in reward units; 0.2 is usual.
-        num_tokens: Response tokens of the whole minibatch, over all its microbatches (see the module's header).
+        num_tokens: Response tokens of the whole minibatch, over all its microbatches (see the module's
+            header).
 
     Returns:
         The loss, with gradient into `values` alone, and its metric.
 
     Example:
-        >>> values, old, mask = torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.ones(1, 1, dtype=torch.bool)
-        >>> ppo_value_loss(values, old, torch.tensor([[2.0]]), mask, value_clip_range=0.2, num_tokens=1)  # 1.8^2 / 2
+        >>> values, old, returns = torch.tensor([[[1.0]], [[0.0]], [[2.0]]])
+        >>> mask = torch.ones(1, 1, dtype=torch.bool)
+        >>> ppo_value_loss(values, old, returns, mask, value_clip_range=0.2, num_tokens=1)  # (0.2 - 2)^2 / 2
         ValueLoss(loss=tensor(1.6200), clip_fraction=tensor(1.))
     """
-    values, old_values, returns = (
-        tensor.masked_fill(~response_mask, 0.0) for tensor in (values, old_values.detach(), returns.detach())
-    )
-    clipped_values = old_values + (values - old_values).clamp(min=-value_clip_range, max=value_clip_range)
-    unclipped = (values - returns).square()
-    clipped = (clipped_values - returns).square()
+    value, old_value, target = values[response_mask], old_values[response_mask], returns[response_mask]
+    old_value, target = old_value.detach(), target.detach()
+    clipped_value = old_value + (value - old_value).clamp(min=-value_clip_range, max=value_clip_range)
+    unclipped = (value - target).square()
+    clipped = (clipped_value - target).square()
     return ValueLoss(
         loss=0.5 * torch.maximum(unclipped, clipped).sum() / num_tokens,
-        clip_fraction=(clipped > unclipped).to(values.dtype).sum() / num_tokens,
+        clip_fraction=(clipped > unclipped).to(value.dtype).sum() / num_tokens,
     )

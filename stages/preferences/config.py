@@ -35,6 +35,9 @@ class PreferencesConfig(StrictModel):
     num_prompts: int | None = Field(default=None, ge=1)
     """Use this many of the training prompts. Default: all."""
 
+    num_held_out_prompts: int = Field(default=64, ge=0)
+    """Held-out prompts, at most, whose pairs validate the reward model."""
+
     rollout: RolloutConfig = RolloutConfig()
 
     batch_size: int = Field(default=64, ge=1)

@@ -1,0 +1,207 @@
+"""Text to tokens: prompts with chat template or plain, responses that end with EOS exactly once.
+
+Prompt and response are always encoded apart and their ids joined, since that is what happens at generation:
+the model never sees the response's characters while its prompt is cut into tokens.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from data.errors import DataError, ModelError
+from data.schema import Message, Prompt
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and the tokenizer comes from the caller
+    from transformers import PreTrainedTokenizerBase
+
+_SPEAKERS = {"user": "Human", "assistant": "Assistant", "tool": "Tool"}
+
+
+class TokenizationDifferences(NamedTuple):
+    """How often joined ids differ from the ids of the joined text.
+
+    Attributes:
+        total: Number of prompts with their responses.
+        different: Those whose ids differ.
+    """
+
+    total: int
+    different: int
+
+
+def encode_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, *, chat_template: str | None = None
+) -> list[int]:
+    """Encode a prompt, ready for a response to follow.
+
+    Plain text gets the special tokens that the tokenizer puts at the start (BOS once, also where the text
+    already begins with it) and none at the end. Messages go through the chat template up to the assistant's
+    turn; without a template they are written in the plain form of `plain_transcript`.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        prompt: Plain text, or messages.
+        chat_template: A Jinja template that takes the place of the tokenizer's.
+
+    Returns:
+        At least one id: an empty text is BOS, or EOS where there is no BOS.
+
+    Raises:
+        DataError: The chat template refuses the messages.
+        ModelError: The text is empty and the tokenizer has neither BOS nor EOS.
+    """
+    text = render_prompt_text(tokenizer, prompt, chat_template=chat_template)
+    if uses_chat_template(tokenizer, prompt, chat_template):
+        return list(tokenizer.encode(text, add_special_tokens=False))  # the template wrote its special tokens
+    return _encode_with_start(tokenizer, text)
+
+
+def encode_response(tokenizer: "PreTrainedTokenizerBase", response: str) -> list[int]:
+    """Encode a response: no special tokens but EOS, exactly once, at the end.
+
+    What looks like a special token inside the response is plain text (an EOS in the middle would teach the
+    model to go on after its end); an EOS that the text already ends with is not doubled.
+
+    Raises:
+        ModelError: The tokenizer has no EOS token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer has no EOS token; responses need one to end with; set `eos_token` in its "
+            "tokenizer_config.json, or use another base model"
+        )
+    text = response
+    while text.endswith(tokenizer.eos_token):
+        text = text.removesuffix(tokenizer.eos_token)
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return [*ids, int(tokenizer.eos_token_id)]
+
+
+def encode_episode(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str, *, chat_template: str | None = None
+) -> tuple[list[int], list[int]]:
+    """Encode a prompt and its response, with the space that the plain transcript puts between them.
+
+    Returns:
+        Ids of the prompt and of the response; the response's end with EOS.
+    """
+    text = response_text(tokenizer, prompt, response, chat_template=chat_template)
+    return encode_prompt(tokenizer, prompt, chat_template=chat_template), encode_response(tokenizer, text)
+
+
+def response_text(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str, *, chat_template: str | None = None
+) -> str:
+    """The response as it follows its prompt: after the plain form's `Assistant:` it starts with one space."""
+    if isinstance(prompt, str) or uses_chat_template(tokenizer, prompt, chat_template):
+        return response
+    return " " + response.lstrip()
+
+
+def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """Decode the ids of a response, special tokens left out."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def uses_chat_template(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, chat_template: str | None = None
+) -> bool:
+    """Whether a prompt is written by a chat template: messages, and there is one."""
+    return not isinstance(prompt, str) and bool(chat_template or tokenizer.chat_template)
+
+
+def render_prompt_text(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, *, chat_template: str | None = None
+) -> str:
+    """The text of a prompt as the model sees it, up to where the response starts; BOS only from a template.
+
+    Raises:
+        DataError: The chat template refuses the messages.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if not uses_chat_template(tokenizer, prompt, chat_template):
+        return plain_transcript(prompt)
+    from jinja2 import TemplateError  # late: transformers needs it only for templates, and so do we
+
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                turns, chat_template=chat_template, tokenize=False, add_generation_prompt=True
+            )
+        )
+    except TemplateError as error:
+        roles = ", ".join(turn.role for turn in prompt)
+        raise DataError(
+            f"prompt with the turns {roles}: the chat template refuses it ({error}); turns that the template "
+            f"knows are needed; change the data, or give another template by `model.chat_template`"
+        ) from None
+
+
+def plain_transcript(messages: Sequence[Message]) -> str:
+    """Messages in the form of HH-RLHF, system text first, up to the assistant's turn."""
+    system = [turn.content for turn in messages if turn.role == "system"]
+    turns = [f"\n\n{_SPEAKERS[turn.role]}: {turn.content}" for turn in messages if turn.role != "system"]
+    return "\n\n".join(system) + "".join(turns) + "\n\nAssistant:"
+
+
+def drop_long(prompt_ids: Sequence[Sequence[int]], max_tokens: int) -> tuple[list[int], int]:
+    """Find the prompts that fit; longer ones are dropped, never cut.
+
+    Args:
+        prompt_ids: Ids of each prompt.
+        max_tokens: Most tokens a prompt may have.
+
+    Returns:
+        Indices of the prompts that fit, ascending, and the number of dropped ones.
+    """
+    kept = [index for index, ids in enumerate(prompt_ids) if len(ids) <= max_tokens]
+    return kept, len(prompt_ids) - len(kept)
+
+
+def count_tokenization_differences(
+    tokenizer: "PreTrainedTokenizerBase",
+    episodes: Iterable[tuple[Prompt, str]],
+    *,
+    chat_template: str | None = None,
+) -> TokenizationDifferences:
+    """Count episodes whose text, encoded at once, has other ids than prompt and response encoded apart.
+
+    A difference is no error, since generation always continues a finished prompt. Many of them say that
+    prompts end where the tokenizer would not cut, e.g. with a space.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        episodes: Prompts with their responses.
+        chat_template: A Jinja template that takes the place of the tokenizer's.
+    """
+    total = different = 0
+    for prompt, response in episodes:
+        apart = encode_episode(tokenizer, prompt, response, chat_template=chat_template)
+        text = render_prompt_text(tokenizer, prompt, chat_template=chat_template)
+        text += response_text(tokenizer, prompt, response, chat_template=chat_template)
+        if uses_chat_template(tokenizer, prompt, chat_template):
+            at_once = list(tokenizer.encode(text, add_special_tokens=False))
+        else:
+            at_once = _encode_with_start(tokenizer, text)
+        total += 1
+        different += [*apart[0], *apart[1][:-1]] != at_once
+    return TokenizationDifferences(total, different)
+
+
+def _encode_with_start(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Ids of a text with the special tokens before it, and without those after it."""
+    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    if not ids:
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if start is None:
+            raise ModelError(
+                "the tokenizer has neither BOS nor EOS; an empty prompt needs one of them to start from; use "
+                "prompts with text, or another base model"
+            )
+        return [int(start)]
+    full = list(tokenizer.encode(text, add_special_tokens=True))
+    # Found by search, not by length: a tokenizer may add tokens on either side.
+    before = next((at for at in range(len(full)) if full[at : at + len(ids)] == ids), 0)
+    prefix = full[:before]
+    return ids if ids[: len(prefix)] == prefix else prefix + ids

@@ -1,0 +1,363 @@
+"""Rows to records: the shapes in which public data sets write demonstrations, preferences and prompts.
+
+A row without a needed column is an error, since the file is not what the configuration says. A row that
+merely teaches nothing (empty response, equal responses ...) is skipped, and counted by reason.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from data.config import RecordFormat
+from data.conversations import SkippedRow, common_prompt, parse_hh_turns, parse_messages, starts_like_hh
+from data.errors import DataError
+from data.readers import Row
+from data.schema import Demonstration, Kind, Message, PreferencePair, Prompt, PromptRecord, is_empty_prompt
+
+R = TypeVar("R", Demonstration, PreferencePair, PromptRecord)
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "instruction": ("instruction", "output"),
+    "prompt_response": ("prompt", "response"),
+    "text": ("text",),
+    "messages": ("messages",),
+    "preference": ("chosen", "rejected"),
+    "hh": ("chosen", "rejected"),
+    "prompt": ("prompt",),
+}
+"""Columns that each format needs; `instruction` may have `input`, `preference` `prompt` and `margin`."""
+
+_FORMATS_BY_KIND: dict[Kind, tuple[str, ...]] = {
+    "demonstrations": ("instruction", "prompt_response", "messages", "preference", "hh", "text"),
+    "preferences": ("preference", "hh"),
+    "prompts": ("prompt", "messages", "instruction", "preference", "hh", "prompt_response"),
+}
+
+
+class Parsed(NamedTuple, Generic[R]):
+    """Records and what was left out.
+
+    Attributes:
+        records: In the order of the rows.
+        skipped: Number of rows by the reason why they were skipped.
+    """
+
+    records: list[R]
+    skipped: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A row before it is known what is wanted of it."""
+
+    prompt: Prompt
+    response: str = ""
+    rejected: str = ""
+    margin: float | None = None
+
+
+def parse_demonstrations(
+    rows: Iterable[Row],
+    *,
+    name: str,
+    record_format: RecordFormat = "auto",
+    columns: Mapping[str, str] | None = None,
+) -> Parsed[Demonstration]:
+    """Read demonstrations; of a preference row, the chosen response.
+
+    Args:
+        rows: From `data.sources.read_rows`.
+        name: The source's key in the configuration, e.g. `data.demonstrations`, for messages.
+        record_format: How a row is read; `auto` decides by the first row.
+        columns: New name to present name, applied before the format.
+
+    Raises:
+        DataError: A row lacks a column or holds something else in it, no format fits, or no row is left.
+    """
+    return _parse(rows, "demonstrations", _demonstration, name, record_format, columns or {})
+
+
+def parse_preferences(
+    rows: Iterable[Row],
+    *,
+    name: str,
+    record_format: RecordFormat = "auto",
+    columns: Mapping[str, str] | None = None,
+) -> Parsed[PreferencePair]:
+    """Read preference pairs. Arguments and errors as `parse_demonstrations`."""
+    return _parse(rows, "preferences", _preference, name, record_format, columns or {})
+
+
+def parse_prompts(
+    rows: Iterable[Row],
+    *,
+    name: str,
+    record_format: RecordFormat = "auto",
+    columns: Mapping[str, str] | None = None,
+) -> Parsed[PromptRecord]:
+    """Read prompts, from rows of any format that has some. Arguments and errors as `parse_demonstrations`."""
+    return _parse(rows, "prompts", _prompt, name, record_format, columns or {})
+
+
+def chosen_demonstrations(pairs: Iterable[PreferencePair]) -> list[Demonstration]:
+    """Derive demonstrations from preference pairs: the chosen responses."""
+    return [Demonstration(prompt=pair.prompt, response=pair.chosen) for pair in pairs]
+
+
+def prompts_of(records: Iterable[Demonstration | PreferencePair]) -> list[PromptRecord]:
+    """Derive prompts from other records, without the empty ones: plain text to imitate has none."""
+    return [PromptRecord(prompt=record.prompt) for record in records if not is_empty_prompt(record.prompt)]
+
+
+def recognise_format(row: Row, kind: Kind, *, name: str) -> str:
+    """Recognise the format of a row from its columns and, for HH-RLHF transcripts, its content.
+
+    Args:
+        row: The first row, columns renamed.
+        kind: What is wanted of it.
+        name: The source's key in the configuration, for messages.
+
+    Raises:
+        DataError: No format that gives this kind fits the columns.
+    """
+    found = row.values.keys()
+    if {"chosen", "rejected"} <= found:
+        values = (row.values["chosen"], row.values["rejected"])
+        if "prompt" not in found and all(
+            isinstance(value, str) and starts_like_hh(value) for value in values
+        ):
+            return "hh"
+        if "prompt" in found or not any(isinstance(value, str) for value in values):
+            return "preference"
+    for candidate in _FORMATS_BY_KIND[kind]:
+        if candidate not in ("preference", "hh") and found >= set(_needed(candidate, kind)):
+            return candidate
+    needed = "; ".join(f"{' and '.join(_needed(each, kind))} ({each})" for each in _FORMATS_BY_KIND[kind])
+    if {"chosen", "rejected"} <= found:
+        needed += "; `chosen` and `rejected` need a `prompt`, unless they hold whole conversations"
+    raise DataError(
+        f"{row.origin}: {name}: no format of {kind} fits the columns {_listed(row.values)}; needed are "
+        f"{needed}; rename columns with `{name}.columns: {{needed: present}}`, or set `{name}.format`"
+    )
+
+
+def _parse(
+    rows: Iterable[Row],
+    kind: Kind,
+    finish: Callable[[_Draft], R],
+    name: str,
+    record_format: str,
+    columns: Mapping[str, str],
+) -> Parsed[R]:
+    if record_format != "auto" and record_format not in _FORMATS_BY_KIND[kind]:
+        raise DataError(
+            f"{name}: rows of format `{record_format}` hold no {kind}; one of "
+            f"{', '.join(_FORMATS_BY_KIND[kind])} is needed; change `{name}.format`, or rename columns with "
+            f"`{name}.columns`"
+        )
+    records: list[R] = []
+    skipped: Counter[str] = Counter()
+    last_row = ""
+    for row in rows:
+        last_row = f" of the rows up to {row.origin}"
+        renamed = _rename(row, columns, name)
+        if record_format == "auto":
+            record_format = recognise_format(renamed, kind, name=name)
+        for column in _needed(record_format, kind):
+            if column not in renamed.values:
+                raise DataError(
+                    f"{row.origin}: {name}: column `{column}` is missing, the row has "
+                    f"{_listed(renamed.values)}; format `{record_format}` needs it; repair the row, or name "
+                    f"the column that holds it: `{name}.columns: {{{column}: present}}`"
+                )
+        try:
+            records.append(finish(_draft(renamed, record_format, kind, name)))
+        except SkippedRow as reason:
+            skipped[str(reason)] += 1
+    if not records:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(skipped.items())) or "no rows"
+        raise DataError(
+            f"{name}: no {kind} are left{last_row} ({reasons}); at least one usable row is needed; check the "
+            f"file, `{name}.format` and `{name}.columns`"
+        )
+    return Parsed(records, skipped)
+
+
+def _needed(record_format: str, kind: Kind) -> tuple[str, ...]:
+    """Columns that a row must have; for prompts the response may be absent."""
+    needed = COLUMNS[record_format]
+    return (
+        tuple(column for column in needed if column not in ("output", "response"))
+        if kind == "prompts"
+        else needed
+    )
+
+
+def _rename(row: Row, columns: Mapping[str, str], name: str) -> Row:
+    if not columns:
+        return row
+    for present in columns.values():
+        if present not in row.values:
+            raise DataError(
+                f"{row.origin}: {name}: column `{present}` is missing, the row has {_listed(row.values)}; "
+                f"`{name}.columns` needs it; correct `{name}.columns` or the row"
+            )
+    kept = {column: value for column, value in row.values.items() if column not in columns.values()}
+    return replace(row, values=kept | {new: row.values[present] for new, present in columns.items()})
+
+
+def _draft(row: Row, record_format: str, kind: Kind, name: str) -> _Draft:
+    def text(column: str) -> str:
+        return _text(row, column, name)
+
+    match record_format:
+        case "instruction":
+            parts = [text("instruction"), text("input")]
+            content = "\n\n".join(part for part in parts if part.strip())
+            return _Draft((Message(role="user", content=content),), text("output"))
+        case "prompt_response":
+            return _Draft(_text_or_messages(row, "prompt", name), text("response"))
+        case "text":
+            return _Draft("", text("text"))
+        case "messages":
+            return _last_turn(parse_messages(row, "messages", name), kind)
+        case "preference":
+            return replace(_pair(row, name), margin=_margin(row, name))
+        case "hh":
+            return _Draft(*common_prompt(parse_hh_turns(text("chosen")), parse_hh_turns(text("rejected"))))
+        case _:
+            return _Draft(_text_or_messages(row, "prompt", name))
+
+
+def _last_turn(messages: Sequence[Message], kind: Kind) -> _Draft:
+    """The last assistant turn is the response; what follows it answers nothing."""
+    if kind == "prompts" and messages and messages[-1].role != "assistant":
+        return _Draft(tuple(messages))
+    for index in reversed(range(len(messages))):
+        if messages[index].role == "assistant":
+            return _Draft(tuple(messages[:index]), messages[index].content)
+    raise SkippedRow("no_assistant_turn")
+
+
+def _pair(row: Row, name: str) -> _Draft:
+    prompt = _text_or_messages(row, "prompt", name) if "prompt" in row.values else None
+    chosen, rejected = (_text_or_messages(row, column, name) for column in ("chosen", "rejected"))
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is None:
+            raise DataError(
+                f"{row.origin}: {name}: column `prompt` is missing, the row has {_listed(row.values)}; "
+                f"`chosen` and `rejected` are plain text and need it; add it, or set `{name}.format: hh` if "
+                "they hold transcripts"
+            )
+        return _Draft(prompt, chosen, rejected)
+    return _Draft(*common_prompt(_conversation(prompt, chosen), _conversation(prompt, rejected)))
+
+
+def _conversation(prompt: Prompt | None, response: Prompt) -> tuple[Message, ...]:
+    """The whole conversation. Some data sets repeat the prompt in front of both responses, some do not."""
+    if prompt is None:
+        opening: tuple[Message, ...] = ()
+    else:
+        opening = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+    turns = (Message(role="assistant", content=response),) if isinstance(response, str) else response
+    repeated = isinstance(prompt, str) and len(turns) > 1 and opening[0] in turns[:-1]
+    return turns if repeated or turns[: len(opening)] == opening else (*opening, *turns)
+
+
+def _demonstration(draft: _Draft) -> Demonstration:
+    _require(draft.response, "empty_response")
+    return Demonstration(prompt=_checked(draft.prompt), response=_encodable(draft.response))
+
+
+def _preference(draft: _Draft) -> PreferencePair:
+    if is_empty_prompt(draft.prompt):
+        raise SkippedRow("empty_prompt")
+    _require(draft.response, "empty_response")
+    _require(draft.rejected, "empty_response")
+    if draft.response.strip() == draft.rejected.strip():
+        raise SkippedRow("equal_responses")
+    return PreferencePair(
+        prompt=_checked(draft.prompt),
+        chosen=_encodable(draft.response),
+        rejected=_encodable(draft.rejected),
+        margin=draft.margin,
+    )
+
+
+def _prompt(draft: _Draft) -> PromptRecord:
+    if is_empty_prompt(draft.prompt):
+        raise SkippedRow("empty_prompt")
+    return PromptRecord(prompt=_checked(draft.prompt))
+
+
+def _require(text: str, reason: str) -> None:
+    if not text.strip():
+        raise SkippedRow(reason)
+
+
+def _checked(prompt: Prompt) -> Prompt:
+    if isinstance(prompt, str):
+        return _encodable(prompt)
+    if is_empty_prompt(prompt):
+        raise SkippedRow("empty_prompt")
+    if prompt[-1].role == "assistant":  # a chat template would put a second assistant turn behind it
+        raise SkippedRow("prompt_ends_with_assistant")
+    for turn in prompt:
+        _encodable(turn.content)
+    return prompt
+
+
+def _encodable(text: str) -> str:
+    """Refuse half of a surrogate pair, which JSON can spell (an emoji cut in two) but UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SkippedRow("broken_unicode") from None
+    return text
+
+
+def _text(row: Row, column: str, name: str) -> str:
+    value = row.values.get(column)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    raise DataError(
+        f"{row.origin}: {name}: column `{column}` holds {_described(value)}; text is needed; "
+        f"convert the column, or set `{name}.format`"
+    )
+
+
+def _text_or_messages(row: Row, column: str, name: str) -> Prompt:
+    value = row.values.get(column)
+    return (
+        _text(row, column, name)
+        if value is None or isinstance(value, str)
+        else parse_messages(row, column, name)
+    )
+
+
+def _margin(row: Row, name: str) -> float | None:
+    value = row.values.get("margin")
+    if value is None or value == "":
+        return None
+    try:
+        margin = float(value)
+    except (TypeError, ValueError):
+        margin = float("nan")
+    if margin - margin != 0.0:  # NaN or infinite
+        raise DataError(
+            f"{row.origin}: {name}: column `margin` holds {_described(value)}; a finite number is needed; "
+            f"correct it or leave it empty"
+        )
+    return margin
+
+
+def _described(value: Any) -> str:
+    shown = repr(value)
+    return f"a {type(value).__name__} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{column}`" for column in values) or "none"

@@ -1,0 +1,168 @@
+"""Where rows come from: files, folders and globs on this machine, shipped samples, data sets of the hub.
+
+`source_files` and `source_digest` are light: `rlhf validate` and the stage cache call them without torch.
+"""
+
+import glob
+import hashlib
+import importlib.resources
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data.config import SourceConfig, absolute_path
+from data.errors import DataError
+from data.readers import SUFFIXES, Row, file_suffix, read_file
+
+SAMPLES_PREFIX = "samples:"
+
+
+def read_rows(source: SourceConfig, config_dir: Path | None, *, name: str) -> Iterator[Row]:
+    """Read the rows of a source, file after file in sorted order, at most `source.limit`.
+
+    Args:
+        source: What to read.
+        config_dir: Folder of the configuration, for relative paths.
+        name: The source's key in the configuration, e.g. `data.preferences`, for messages.
+
+    Raises:
+        DataError: A file is missing, empty or damaged, or the hub has no such data set.
+    """
+    rows = _hub_rows(source, name) if source.hub is not None else _file_rows(source, config_dir, name)
+    return islice(rows, source.limit)
+
+
+def source_files(source: SourceConfig, config_dir: Path | None, *, name: str = "data source") -> list[Path]:
+    """The files of a source, sorted; none for a data set of the hub.
+
+    Args:
+        source: What is read.
+        config_dir: Folder of the configuration, for relative paths.
+        name: The source's key in the configuration, for messages.
+
+    Raises:
+        DataError: There is no such file, or the folder or glob holds none that can be read.
+    """
+    return [path for path, _ in _named_files(source, config_dir, name)]
+
+
+def source_digest(source: SourceConfig, config_dir: Path | None, *, name: str = "data source") -> str:
+    """SHA-256, in hexadecimal, of what a source holds.
+
+    Files: their bytes and their names below the folder or glob, never the path on this machine. A data set of
+    the hub: its id, configuration, split and revision; its bytes are not fetched for this.
+
+    Raises:
+        DataError: As `source_files`, or a file cannot be read.
+    """
+    if source.hub is not None:
+        parts: list[Any] = ["hub", source.hub, source.config, source.split, source.revision]
+    else:
+        parts = ["files"]
+        for path, label in _named_files(source, config_dir, name):
+            try:
+                with path.open("rb") as file:
+                    parts.append([label, hashlib.file_digest(file, "sha256").hexdigest()])
+            except OSError as error:
+                raise DataError(
+                    f"{path}: {name}: cannot be read ({error.strerror or error}); a readable file is needed; "
+                    f"check its permissions"
+                ) from None
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+
+
+def _file_rows(source: SourceConfig, config_dir: Path | None, name: str) -> Iterator[Row]:
+    for path in source_files(source, config_dir, name=name):
+        yield from read_file(path)
+
+
+def _named_files(source: SourceConfig, config_dir: Path | None, name: str) -> list[tuple[Path, str]]:
+    """Files with the name that counts: relative to the folder, or to the folder that a glob's hits share."""
+    if source.path is None:
+        return []
+    if source.path.startswith(SAMPLES_PREFIX):
+        path = _sample(source.path.removeprefix(SAMPLES_PREFIX), name)
+        return [(path, path.name)]
+    path = absolute_path(source.path, config_dir)
+    if path.is_dir():
+        return _folder_files(path, name)
+    if path.exists():
+        return [(path, path.name)]
+    if glob.has_magic(source.path):
+        return _glob_files(source.path, config_dir, name)
+    beside = (
+        f" or beside the configuration in {config_dir}"
+        if config_dir and not Path(source.path).is_absolute()
+        else ""
+    )
+    raise DataError(
+        f"{path}: {name}: there is no such file or folder in {Path.cwd()}{beside}; a file, folder or glob is "
+        f"needed; correct `{name}.path`"
+    )
+
+
+def _folder_files(folder: Path, name: str) -> list[tuple[Path, str]]:
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_file() and file_suffix(path)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }  # fmt: skip
+    if not found:
+        raise DataError(
+            f"{folder}: {name}: the folder holds no data file; files with {', '.join(SUFFIXES)} are needed, "
+            f"each also with .gz; correct `{name}.path`"
+        )
+    return [(found[label], label) for label in sorted(found)]
+
+
+def _glob_files(pattern: str, config_dir: Path | None, name: str) -> list[tuple[Path, str]]:
+    roots = [Path()] if config_dir is None else [Path(), config_dir]
+    for root in roots:  # an absolute pattern is the same under both
+        hits = glob.glob(str(root / Path(pattern).expanduser()), recursive=True)
+        paths = sorted(Path(hit) for hit in hits if Path(hit).is_file())
+        if paths:
+            shared = os.path.commonpath([path.parent for path in paths])
+            return [
+                (path, path.relative_to(shared).as_posix() if shared else path.as_posix()) for path in paths
+            ]
+    raise DataError(
+        f"{pattern}: {name}: no file matches this glob; at least one is needed; correct `{name}.path`"
+    )
+
+
+def _sample(label: str, name: str) -> Path:
+    folder = Path(str(importlib.resources.files("data"))) / "samples"
+    shipped = sorted(path.name for path in folder.glob("*") if file_suffix(path)) if folder.is_dir() else []
+    for candidate in (label, f"{label}.jsonl"):
+        if candidate in shipped:
+            return folder / candidate
+    raise DataError(
+        f"{SAMPLES_PREFIX}{label}: {name}: no such sample is shipped; one of these is needed: "
+        f"{', '.join(shipped) or 'none'}; correct `{name}.path`"
+    )
+
+
+def _hub_rows(source: SourceConfig, name: str) -> Iterator[Row]:
+    import datasets  # late: it takes seconds, and files on this machine do without
+    import httpx
+
+    assert source.hub is not None
+    where = f"{source.hub}[{source.split}]"
+    try:
+        selection = {}
+        if source.config is not None:
+            known = datasets.get_dataset_config_names(source.hub, revision=source.revision)
+            selection = {"name" if source.config in known else "data_dir": source.config}
+        dataset = datasets.load_dataset(source.hub, split=source.split, revision=source.revision, **selection)
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise DataError(
+            f"{where}: {name}: the data set cannot be loaded from the hub ({error}); an existing id, "
+            f"configuration and split, and a connection or a filled cache, are needed; correct `{name}`, or "
+            f"download the files and set `{name}.path`"
+        ) from None
+    for number, values in enumerate(dataset, 1):
+        yield Row(dict(values), f"{where}: row {number}")

@@ -1,0 +1,82 @@
+"""What can be known to be wrong before anything starts: unreadable data, a missing base, an empty store."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from data.config import SourceConfig
+from data.errors import UserError
+from data.formats import parse_demonstrations, parse_preferences, parse_prompts
+from data.sources import read_rows
+from pipeline.config import PipelineConfig
+from pipeline.graph import stage_inputs
+from pipeline.session import RunPlan
+from pipeline.store import lookup, stage_fingerprint
+from pipeline.tasks import missing_in_store
+from stages.contract import Artifact, StageName
+from stages.models.sources import check_base
+
+_ROWS_CHECKED = 20
+_PARSERS = {
+    "demonstrations": parse_demonstrations,
+    "preferences": parse_preferences,
+    "prompts": parse_prompts,
+}
+
+
+def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
+    """Check that the base exists and that the first rows of each source can be read. Imports nothing heavy.
+
+    Raises:
+        UserError: With all problems found, one a line.
+    """
+    problems = []
+    try:
+        check_base(config.model, config_dir)
+    except UserError as error:
+        problems.append(str(error))
+    for name, source in local_sources(config):
+        try:
+            rows = islice(read_rows(source, config_dir, name=f"data.{name}"), _ROWS_CHECKED)
+            _PARSERS[name](rows, name=f"data.{name}", record_format=source.format, columns=source.columns)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def local_sources(config: PipelineConfig) -> Iterator[tuple[str, SourceConfig]]:
+    """The sources on this machine, by name. Those of the hub are first read by the `data` stage."""
+    for name in _PARSERS:
+        source: SourceConfig | None = getattr(config.data, name)
+        if source is not None and source.hub is None:
+            yield name, source
+
+
+def stored_stages(
+    config: PipelineConfig, config_dir: Path | None, store_dir: Path
+) -> dict[StageName, Artifact | None]:
+    """What the store has for each stage; None from the first stage on that it cannot supply."""
+    found: dict[StageName, Artifact | None] = {}
+    for stage, roles in stage_inputs(config).items():
+        inputs = {role: found[source] for role, source in roles.items()}
+        present = {role: artifact for role, artifact in inputs.items() if artifact is not None}
+        found[stage] = None
+        if len(present) == len(inputs):
+            hit = lookup(store_dir, stage_fingerprint(config, stage, present, config_dir))
+            found[stage] = hit[0] if hit is not None else None
+    return found
+
+
+def check_stored(config: PipelineConfig, config_dir: Path | None, store_dir: Path, plan: RunPlan) -> None:
+    """Check that the stages that must not be executed are in the store.
+
+    Raises:
+        ConfigError: One of them is not.
+    """
+    if not plan.stored:
+        return
+    found = stored_stages(config, config_dir, store_dir)
+    for stage in found:
+        if stage in plan.stored and found[stage] is None:
+            raise missing_in_store(stage)

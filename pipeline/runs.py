@@ -1,0 +1,227 @@
+"""The folder of a run: its name, `config.yaml` and `run.json`, which tools may read while it runs."""
+
+import datetime
+import difflib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from data.errors import ConfigError
+from stages.artifacts import write_json
+from stages.contract import Artifact, StageName, artifact_from_json
+
+STORE = "store"
+RunStatus = Literal["running", "completed", "failed", "cancelled"]
+StageStatus = Literal["pending", "running", "executed", "cached", "failed", "skipped"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class RunFolder:
+    """One run on disk. `run.json` is replaced atomically at each change."""
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        """Use `create_run` or `open_run`."""
+        self.path = path
+        self.record = record
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.path.name
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of all runs."""
+        return self.path.parent
+
+    @property
+    def store_dir(self) -> Path:
+        """Folder of the artifacts that the runs share."""
+        return self.output_dir / STORE
+
+    @property
+    def config_dir(self) -> Path | None:
+        """Folder of the configuration file that the run was started with; relative paths may start there."""
+        path = self.record.get("config_path")
+        return Path(path).parent if path else None
+
+    def stage(self, name: StageName) -> dict[str, Any] | None:
+        """The entry of a stage, if the run has it."""
+        return next((entry for entry in self.record["stages"] if entry["name"] == name), None)
+
+    def stage_dir(self, name: StageName) -> Path:
+        """Folder of a stage's manifest, metrics and log."""
+        return self.path / name
+
+    def artifact(self, name: StageName) -> Artifact | None:
+        """The artifact that the run recorded for a stage, with its absolute path."""
+        entry = self.stage(name)
+        if entry is None or not entry.get("artifact"):
+            return None
+        recorded = entry["artifact"]
+        return artifact_from_json({**recorded, "path": str(self.output_dir / recorded["path"])})
+
+    def update(self, **values: Any) -> None:
+        """Change fields of the run and write `run.json`."""
+        self.record.update(values)
+        write_json(self.path / "run.json", self.record)
+
+    def update_stage(self, name: StageName, **values: Any) -> None:
+        """Change fields of a stage's entry and write `run.json`."""
+        entry = self.stage(name)
+        assert entry is not None, name
+        entry.update(values)
+        write_json(self.path / "run.json", self.record)
+
+    def finish(self, status: RunStatus) -> None:
+        """End the run: stages that never started count as skipped, one cut off in the middle as failed."""
+        for entry in self.record["stages"]:
+            if entry["status"] == "pending":
+                entry["status"] = "skipped"
+            elif entry["status"] == "running":
+                entry["status"] = "failed"
+        self.update(status=status, finished=_now())
+
+
+def artifact_record(artifact: Artifact, output_dir: Path) -> dict[str, Any]:
+    """An artifact as `run.json` has it: its path relative to `output_dir`, so that the folder can be moved."""
+    path = os.path.relpath(artifact.path, output_dir)
+    return {**artifact.to_json(), "path": Path(path).as_posix()}
+
+
+def create_run(
+    output_dir: Path,
+    stem: str,
+    name: str | None,
+    config_text: str,
+    stages: tuple[StageName, ...],
+    **fields: Any,
+) -> RunFolder:
+    """Make a run's folder with `config.yaml` and `run.json` (status `running`).
+
+    Args:
+        output_dir: Folder of all runs.
+        stem: Start of the name where none is given; the first free `<stem>-<n>` is taken.
+        name: Name that the user gave.
+        config_text: The resolved configuration as YAML.
+        stages: The stages of the run, in order.
+        fields: Further fields of `run.json`.
+
+    Raises:
+        ConfigError: The name cannot be used, or is taken.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        path = _new_folder(output_dir, stem, name)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and name is not None and (output_dir / name).exists():
+            raise ConfigError(
+                f"{output_dir / name}: there is a run of this name already; give another name, or remove the folder"
+            ) from error
+        raise ConfigError(
+            f"output_dir: cannot make a folder in {output_dir} ({error.strerror}); "
+            f"give one that can be written, with --output-dir DIR"
+        ) from error
+    record = {
+        "run": path.name,
+        "status": "running",
+        "started": _now(),
+        "pid": os.getpid(),
+        **fields,
+        "stages": [
+            {
+                "name": stage,
+                "status": "pending",
+                "seconds": None,
+                "fingerprint": None,
+                "artifact": None,
+                "metrics": {},
+            }
+            for stage in stages
+        ],
+    }
+    (path / "config.yaml").write_text(config_text, encoding="utf-8")
+    run = RunFolder(path, record)
+    run.update()
+    return run
+
+
+def check_name(name: str) -> None:
+    """Refuse a run name that is no plain folder name, or that the store needs.
+
+    Raises:
+        ConfigError: It is refused.
+    """
+    if name == STORE:
+        raise ConfigError(
+            f"run name {name!r}: the folder of that name holds the artifacts; give another name"
+        )
+    if not _NAME.fullmatch(name) or name.endswith("."):
+        raise ConfigError(
+            f"run name {name!r}: must be up to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit; "
+            f"give such a name, and the folder with --output-dir"
+        )
+
+
+def _new_folder(output_dir: Path, stem: str, name: str | None) -> Path:
+    if name is not None:
+        check_name(name)
+        (output_dir / name).mkdir()
+        return output_dir / name
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-_")[:80] or "run"
+    number = 1
+    while True:
+        path = output_dir / f"{stem}-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:  # taken, perhaps by a run that starts at this moment
+            number += 1
+            continue
+        return path
+
+
+def open_run(output_dir: Path, name: str) -> RunFolder:
+    """Read a run's folder.
+
+    Raises:
+        ConfigError: There is no such run; near names are given.
+    """
+    path = output_dir / name
+    record = _read_record(path) if name and name != STORE and "/" not in name else None
+    if record is None:
+        names = [run.name for run in list_runs(output_dir)]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        if near:
+            hint = f"Did you mean {' or '.join(near)}?"
+        elif names:
+            hint = f"`rlhf runs` lists the {len(names)} runs there"
+        else:
+            hint = "There are no runs there; name the folder with --output-dir DIR"
+        raise ConfigError(f"{output_dir}: no run is called {name!r}. {hint}")
+    return RunFolder(path, record)
+
+
+def list_runs(output_dir: Path) -> list[RunFolder]:
+    """All runs of a folder, the oldest first."""
+    if not output_dir.is_dir():
+        return []
+    records = (
+        (path, _read_record(path)) for path in output_dir.iterdir() if path.is_dir() and path.name != STORE
+    )
+    runs = [RunFolder(path, record) for path, record in records if record is not None]
+    return sorted(runs, key=lambda run: (str(run.record.get("started")), run.name))
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # some other folder, or one from before `run.json` was written
+    return record
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

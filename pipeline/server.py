@@ -1,0 +1,256 @@
+"""A real Prefect server for the time of a run, shared by the runs of one user at the same time.
+
+The ephemeral server that Prefect would start in our process loses rows at its end. So the first run starts
+`prefect server start` as a process of its own, further runs attach to it, and the last one stops it. Who uses it
+stands in PREFECT_HOME/rlhf-server: a lock, `server.json` and one file for each client. Imports no prefect: the
+server starts while the rest of the run is still being prepared.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from data.errors import ConfigError, StageError
+
+HEALTHY_WITHIN_SECONDS = 120.0
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.25
+
+
+class ServerLease:
+    """The use of a server by this process; `release` stops the server if nobody else uses it."""
+
+    def __init__(self, api_url: str, folder: Path | None) -> None:
+        """Use `lease_server`. Without a folder the server is the user's own and is left alone."""
+        self.api_url = api_url
+        self._folder = folder
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the server was started by a run, and not by the user."""
+        return self._folder is not None
+
+    @property
+    def ui_url(self) -> str:
+        """Address of the user interface."""
+        return self.api_url.removesuffix("/api")
+
+    def wait_until_healthy(
+        self, timeout_seconds: float = HEALTHY_WITHIN_SECONDS, cancelled: threading.Event | None = None
+    ) -> None:
+        """Wait for the server to answer.
+
+        Args:
+            timeout_seconds: How long to wait.
+            cancelled: Ends the waiting when set.
+
+        Raises:
+            StageError: Our server ended, or did not answer in time.
+            ConfigError: The user's server does not answer.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while not _answers(self.api_url) and not (cancelled is not None and cancelled.is_set()):
+            if self._folder is None:
+                raise ConfigError(
+                    f"PREFECT_API_URL={self.api_url}: no Prefect server answers there; start it, or unset the variable "
+                    f"(and the profile's setting), then a server is started for the time of the run"
+                )
+            state = _read_state(self._folder)
+            if state is None or not _is_alive(state):
+                raise StageError(
+                    f"the Prefect server ended while it started; its last lines:\n{_log_tail(self._folder)}"
+                )
+            if time.monotonic() > deadline:
+                raise StageError(
+                    f"the Prefect server did not answer at {self.api_url} within {timeout_seconds:.0f} s; "
+                    f"its log is {self._folder / 'server.log'}; set PREFECT_API_URL to use another server"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def release(self) -> None:
+        """Stop using the server; the last one to leave stops it."""
+        if self._folder is None:
+            return
+        with _locked(self._folder):
+            _client_file(self._folder).unlink(missing_ok=True)
+            if not _live_clients(self._folder):
+                _stop_server(self._folder)
+
+
+def configured_api_url() -> str | None:
+    """The Prefect API that the user chose: PREFECT_API_URL, else that of the active profile."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or prefect_home() / "profiles.toml").expanduser()
+    try:
+        content = tomllib.loads(profiles.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # no profiles, or a file that Prefect itself will complain of
+    name = os.environ.get("PREFECT_PROFILE") or content.get("active", "")
+    url = content.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")
+    return str(url) if url else None
+
+
+def prefect_home() -> Path:
+    """Prefect's folder: its database, and our files on the shared server."""
+    return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+
+
+def lease_server() -> ServerLease:
+    """Attach to the user's server, else to the shared one, else start that. Does not wait for it."""
+    if url := configured_api_url():
+        return ServerLease(url.rstrip("/"), None)
+    folder = prefect_home() / "rlhf-server"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        state = _read_state(folder)
+        clients = _live_clients(folder)
+        if state is None or not _is_alive(state):
+            state = _start_server(folder)
+        elif not clients and not _answers(state["api_url"]):
+            # Left by a killed run, and nobody waits for it: do not inherit a server that hangs.
+            _stop_server(folder)
+            state = _start_server(folder)
+        _client_file(folder).write_text(json.dumps(_identity(os.getpid())), encoding="utf-8")
+    return ServerLease(state["api_url"], folder)
+
+
+def _start_server(folder: Path) -> dict[str, Any]:
+    port = _free_port()
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment |= {
+        # As variables: with `--port` the user interface goes on calling port 4200.
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,
+        )
+    state = {**_identity(process.pid), "api_url": f"http://127.0.0.1:{port}/api"}
+    (folder / "server.json").write_text(json.dumps(state), encoding="utf-8")
+    return state
+
+
+def _stop_server(folder: Path) -> None:
+    """SIGTERM, then SIGKILL. SIGINT was seen to hang for half a minute."""
+    state = _read_state(folder)
+    (folder / "server.json").unlink(missing_ok=True)
+    if state is None or not _is_alive(state):
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        server = psutil.Process(state["pid"])
+        processes = [server, *server.children(recursive=True)]
+        server.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(processes, timeout=_STOP_SECONDS)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _answers(api_url: str) -> bool:
+    """Whether something speaks HTTP at the address. A refusal (a login is needed) is an answer."""
+    try:
+        # No proxy: it could not reach the loopback of this machine.
+        opener = (
+            urllib.request.build_opener(urllib.request.ProxyHandler({})) if "127.0.0.1" in api_url else None
+        )
+        request = f"{api_url}/health"
+        with (opener.open if opener else urllib.request.urlopen)(request, timeout=5):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except (OSError, ValueError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    file: IO[str]
+    with (folder / "lock").open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _identity(pid: int) -> dict[str, Any]:
+    """A process id alone may be given to another process later; with its start time it may not."""
+    return {"pid": pid, "created": psutil.Process(pid).create_time()}
+
+
+def _is_alive(identity: dict[str, Any]) -> bool:
+    try:
+        process = psutil.Process(identity["pid"])
+        # The tolerance: the start time is derived from the boot time, which drifts with the clock.
+        return (
+            abs(process.create_time() - identity["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        )
+    except (psutil.NoSuchProcess, KeyError):
+        return False
+
+
+def _client_file(folder: Path) -> Path:
+    return folder / f"client-{os.getpid()}.json"
+
+
+def _live_clients(folder: Path) -> list[Path]:
+    """The files of clients that live; those of the others are removed."""
+    live = []
+    for file in folder.glob("client-*.json"):
+        identity = _read_json(file)
+        if identity is not None and _is_alive(identity):
+            live.append(file)
+        else:
+            file.unlink(missing_ok=True)
+    return live
+
+
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    return _read_json(folder / "server.json")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def _log_tail(folder: Path) -> str:
+    try:
+        lines = (folder / "server.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(f"  | {line}" for line in lines[-12:])

@@ -1,0 +1,57 @@
+"""What one run knows while it goes on, and which of its stages it takes from where."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config import PipelineConfig
+from pipeline.console import Console
+from pipeline.runs import RunFolder
+from pipeline.tracking import Tracker
+from stages.contract import Artifact, StageName
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A stage's result as another run recorded it."""
+
+    artifact: Artifact
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What differs from the rule "a stage is taken from the store if it is there, else executed".
+
+    Attributes:
+        forced: Executed even if the store has them.
+        stored: Taken from the store, and never executed.
+        recorded: Taken from another run, whatever their fingerprint would be now.
+        skipped: Left out.
+    """
+
+    forced: frozenset[StageName] = frozenset()
+    stored: frozenset[StageName] = frozenset()
+    recorded: Mapping[StageName, Recorded] = field(default_factory=dict)
+    skipped: frozenset[StageName] = frozenset()
+
+
+@dataclass(frozen=True)
+class Session:
+    """The parts of a run that its stages share.
+
+    Attributes:
+        config: The resolved configuration.
+        config_dir: Folder of the configuration file, for relative paths in it.
+        run: The run's folder.
+        plan: Which stages are taken from where.
+        console: What the user sees.
+        tracker: The mirror into W&B.
+    """
+
+    config: PipelineConfig
+    config_dir: Path | None
+    run: RunFolder
+    plan: RunPlan
+    console: Console
+    tracker: Tracker

