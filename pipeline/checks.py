@@ -53,9 +53,7 @@ def local_sources(config: PipelineConfig) -> Iterator[tuple[str, SourceConfig]]:
             yield name, source
 
 
-def stored_stages(
-    config: PipelineConfig, config_dir: Path | None, store_dir: Path
-) -> dict[StageName, Artifact | None]:
+def stored_stages(config: PipelineConfig, config_dir: Path | None, store_dir: Path) -> dict[StageName, Artifact | None]:
     """What the store has for each stage; None from the first stage on that it cannot supply."""
     found: dict[StageName, Artifact | None] = {}
     for stage, roles in stage_inputs(config).items():

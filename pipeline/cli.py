@@ -33,12 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
         dest="from_stage",
         help="take earlier stages from the store",
     )
-    start.add_argument(
-        "--only", choices=STAGES, metavar="STAGE", help="as --from, and leave later stages out"
-    )
-    run.add_argument(
-        "--force", choices=STAGES, metavar="STAGE", help="execute STAGE even if the store has it"
-    )
+    start.add_argument("--only", choices=STAGES, metavar="STAGE", help="as --from, and leave later stages out")
+    run.add_argument("--force", choices=STAGES, metavar="STAGE", help="execute STAGE even if the store has it")
     _add_output_dir(run, default=None)
 
     rerun = _add(commands, "rerun", "execute a stage again on a run's recorded inputs, as a new run")
@@ -155,6 +151,4 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 def _add_output_dir(parser: argparse.ArgumentParser, default: str | None = DEFAULT_OUTPUT_DIR) -> None:
     text = "the configuration's output_dir" if default is None else default
-    parser.add_argument(
-        "--output-dir", metavar="DIR", default=default, help=f"folder of the runs (default: {text})"
-    )
+    parser.add_argument("--output-dir", metavar="DIR", default=default, help=f"folder of the runs (default: {text})")

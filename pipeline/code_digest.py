@@ -17,7 +17,7 @@ SOURCE_ROOT = Path(stages.__file__).resolve().parent.parent
 
 @functools.cache
 def stage_code_digest(stage: str, root: Path = SOURCE_ROOT) -> str:
-    """SHA-256 over all modules that `stages.<stage>.stage` imports, directly or not, also inside functions."""
+    """SHA-256 over all modules that `stages.<stage>.stage` imports, directly or not, in functions too."""
     combined = hashlib.sha256()
     for module in sorted(import_closure(f"stages.{stage}.stage", root)):
         combined.update(f"{module}\0{_module_digest(module, root)}\n".encode())
@@ -81,8 +81,4 @@ def _module_digest(module: str, root: Path) -> str:
 
 def _is_text(node: ast.stmt) -> bool:
     """Whether the statement is a bare string: a docstring, or one under a field."""
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -102,10 +102,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a table with aligned columns."""
     content = [list(header), *map(list, rows)]
     widths = [max(len(row[column]) for row in content) for column in range(len(header))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in content
-    ]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in content]
 
 
 def stage_table(stages: Iterable[Mapping[str, Any]]) -> list[str]:

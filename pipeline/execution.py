@@ -17,6 +17,8 @@ from pipeline.server import ServerLease, lease_server
 from pipeline.session import RunPlan, Session
 from pipeline.tracking import Tracker, start_tracker
 
+logger = logging.getLogger(__name__)
+
 EXIT_DONE, EXIT_FAILED, EXIT_USER = 0, 1, 2
 
 
@@ -41,6 +43,7 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
             session = Session(config, config_dir, run, plan, console, tracker)
             _run_on(lease, session)
             run.finish("completed")
+            _write_report(console, run)
             code = EXIT_DONE
         except KeyboardInterrupt as error:
             run.finish("cancelled")
@@ -62,14 +65,13 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
 
 
 def _run_on(lease: ServerLease, session: Session) -> None:
-    os.environ["PREFECT_API_URL"] = lease.api_url
-    # Its terminal output repeats ours; what it logs is on the run's page.
+    # Before prefect is imported, since it reads them then. Its terminal output repeats ours; what it logs is on the run's page.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from pipeline.flow import run_flow
 
     lease.wait_until_healthy()
-    run_flow(session, lease.ui_url)
+    run_flow(session, lease.api_url, lease.ui_url)
 
 
 def _close(console: Console, run: RunFolder, tracker: Tracker | None, lease: ServerLease | None) -> None:
@@ -78,13 +80,20 @@ def _close(console: Console, run: RunFolder, tracker: Tracker | None, lease: Ser
         if flow_run_id is not None:
             from pipeline.flow import drain
 
-            started = [
-                stage for stage in run.record["stages"] if stage["status"] not in ("skipped", "pending")
-            ]
-            drain(flow_run_id, len(started))
+            started = [stage for stage in run.record["stages"] if stage["status"] not in ("skipped", "pending")]
+            drain(lease.api_url, flow_run_id, len(started))
         lease.release()
     for message in tracker.close() if tracker is not None else ():
         console.line(message)
+
+
+def _write_report(console: Console, run: RunFolder) -> None:
+    from pipeline.report import write_report
+
+    try:
+        console.line(f"report: {write_report(run.path)}")
+    except Exception as error:  # of whatever kind: a page that cannot be drawn makes no completed run a failed one
+        logger.warning("the report could not be written (%s); `rlhf report %s` tries again", error, run.name)
 
 
 def _tell_failure(console: Console, run: RunFolder, error: Exception) -> None:

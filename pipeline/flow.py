@@ -1,12 +1,13 @@
 """The Prefect flow: one task a stage, its log lines, its artifacts, and what is retried.
 
-The store alone decides what is executed; Prefect's own result cache is off. A stage that the store has returns a
-state called Cached, so that the timeline shows it.
+The store alone decides what is executed; Prefect's own result cache is off. A stage that the store has
+returns a state called Cached, so that the timeline shows it.
 """
 
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from prefect import flow, get_run_logger, tags, task
@@ -17,7 +18,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.context import get_run_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, State
 
 from data.errors import StageError, UserError
@@ -38,11 +39,12 @@ _CONNECTION_ERRORS = {
 }  # fmt: skip
 
 
-def run_flow(session: Session, ui_url: str) -> None:
+def run_flow(session: Session, api_url: str, ui_url: str) -> None:
     """Run the stages of a session as a Prefect flow.
 
     Args:
         session: The run.
+        api_url: Address of Prefect's API.
         ui_url: Address of Prefect's user interface, for `run.json`.
 
     Raises:
@@ -54,7 +56,6 @@ def run_flow(session: Session, ui_url: str) -> None:
     stages = [stage for stage in stage_inputs(session.config) if stage not in session.plan.skipped]
 
     # The parameters are what the run page shows; the session holds what cannot be shown.
-    @flow(name="rlhf", flow_run_name=run.name, validate_parameters=False, persist_result=False)
     def rlhf(run: str, config: dict[str, Any]) -> None:
         flow_run_id = str(get_run_context().flow_run.id)
         url = f"{ui_url}/runs/flow-run/{flow_run_id}"
@@ -66,22 +67,14 @@ def run_flow(session: Session, ui_url: str) -> None:
             upstream = {role: results[source] for role, source in inputs[stage].items()}
             results[stage] = _stage_task(session, stage)(upstream)
 
+    # Called, not used as decorators: mypy does not follow prefect's types.
+    rlhf_flow = flow(name="rlhf", flow_run_name=run.name, validate_parameters=False, persist_result=False)(rlhf)
     labels = ["rlhf", _tag(session.config.model.base), run.name]
-    # The heartbeat thread is joined at the flow's end, which takes a second.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), tags(*labels):
-        rlhf(run=run.name, config=session.config.model_dump(mode="json"))
+    with _settings(api_url), tags(*labels):
+        rlhf_flow(run=run.name, config=session.config.model_dump(mode="json"))
 
 
 def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]], Any]:
-    @task(
-        name=stage,
-        task_run_name=f"{stage}-{session.run.name}",
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retries=len(RETRY_DELAYS_SECONDS),
-        retry_delay_seconds=RETRY_DELAYS_SECONDS,
-        retry_condition_fn=_is_worth_retrying,
-    )
     def run_one(inputs: dict[str, Any]) -> dict[str, Any] | State[dict[str, Any]]:
         run_logger = get_run_logger()
         mirror = ProgressMirror(stage)
@@ -103,7 +96,16 @@ def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]]
             return Completed(name="Cached", data=value)
         return value
 
-    return run_one
+    stage_task: Callable[[dict[str, Any]], Any] = task(
+        name=stage,
+        task_run_name=f"{stage}-{session.run.name}",
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(RETRY_DELAYS_SECONDS),
+        retry_delay_seconds=RETRY_DELAYS_SECONDS,
+        retry_condition_fn=_is_worth_retrying,
+    )(run_one)
+    return stage_task
 
 
 def _is_worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
@@ -120,7 +122,7 @@ def _is_worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
 
 
 def _show_artifacts(session: Session, outcome: StageOutcome) -> None:
-    """A table of the stage's figures and a link to its files, on the run's page; cached stages have them too."""
+    """A table of the stage's figures and a link to its files on the run's page, also for cached stages."""
     key = outcome.stage.replace("_", "-")
     folder = session.run.stage_dir(outcome.stage)
     try:
@@ -139,17 +141,26 @@ def _show_artifacts(session: Session, outcome: StageOutcome) -> None:
         logger.warning("Prefect: the artifacts of %s could not be shown: %s", outcome.stage, error)
 
 
-def drain(flow_run_id: str | None, stages: int) -> None:
+def _settings(api_url: str) -> AbstractContextManager[Any]:
+    # The heartbeat thread is joined at the flow's end, which takes a second.
+    settings: AbstractContextManager[Any] = temporary_settings(
+        {PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    )
+    return settings
+
+
+def drain(api_url: str, flow_run_id: str, stages: int) -> None:
     """Wait until the server has what this process sent: its rows go through queues that a stop would drop.
 
     Args:
-        flow_run_id: The flow run, or None if none was started.
+        api_url: Address of Prefect's API.
+        flow_run_id: The flow run.
         stages: Task runs that must have reached their last state.
     """
     try:
         EventsWorker.drain_all()
         APILogWorker.drain_all(timeout=_LOG_DRAIN_SECONDS)
-        if flow_run_id is not None:
+        with _settings(api_url):
             _wait_for_rows(flow_run_id, stages)
     except Exception as error:  # of whatever kind: the run itself is over and well recorded in its folder
         logger.warning("Prefect: its record of this run may be incomplete: %s", error)

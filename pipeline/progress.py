@@ -9,7 +9,7 @@ _STOP_SECONDS = 3.0
 
 
 class ProgressMirror:
-    """Keeps the latest figure and sends it every few seconds; a slow or lost server costs nothing but the picture."""
+    """Keeps the latest figure and sends it every few seconds. A slow or lost server costs only the picture."""
 
     def __init__(self, stage: str) -> None:
         """Prepare the mirror of one stage; nothing is sent before `start`."""

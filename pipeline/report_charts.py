@@ -49,7 +49,8 @@ def nice_ticks(low: float, high: float, count: int, *, whole: bool = False) -> l
     """Round numbers (1, 2 or 5 times a power of ten apart) inside an interval, about `count` of them."""
     raw = (high - low) / max(count, 1)
     magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= raw * 0.999)
+    steps = [factor * scale for scale in (magnitude, magnitude * 10) for factor in (1, 2, 5)]
+    step = next(step for step in steps if step >= raw * 0.75)
     if whole:
         step = max(1.0, round(step))
     first = math.ceil(low / step - 1e-9)
@@ -90,7 +91,7 @@ def line_chart(
             low, high = _y_interval([*values, reference.value])
     first, last = (min(steps), max(steps)) if min(steps) < max(steps) else (min(steps) - 1, max(steps) + 1)
 
-    y_ticks = nice_ticks(low, high, 4)
+    y_ticks = nice_ticks(low, high, 5)
     left = 26 + 7 * max(len(format_number(tick)) for tick in y_ticks)
     x, y = Scale(first, last, left, WIDTH - _RIGHT), Scale(low, high, HEIGHT - _BOTTOM, _TOP)
     parts = _axes(x, y, nice_ticks(first, last, 5, whole=True), y_ticks, x_label, y_label)
@@ -105,9 +106,7 @@ def line_chart(
     for index, line in enumerate(shown):
         parts.append(_line(line.points, x, y, index))
     parts.append(f'<line class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}" x1="-9" x2="-9"/>')
-    data = [
-        {"label": line.label, "points": [[a, b] for a, b in line.points if b is not None]} for line in shown
-    ]
+    data = [{"label": line.label, "points": [[a, b] for a, b in line.points if b is not None]} for line in shown]
     geometry = {"x": [first, last, left, WIDTH - _RIGHT], "series": data, "unit": x_label}
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" '
@@ -146,8 +145,8 @@ def interval_chart(value: float, low: float, high: float, neutral: float, span: 
 
     Args:
         value: The estimate.
-        low: Lower end of its interval.
-        high: Upper end of its interval.
+        low: Start of its interval.
+        high: End of its interval.
         neutral: Where there is no effect.
         span: Half the width of the axis, in units of the value.
     """

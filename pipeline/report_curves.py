@@ -100,9 +100,7 @@ def _chart(curve: Curve, rows: Sequence[dict[str, Any]]) -> str:
             series.append(Series(label, points))
     if not series:
         return ""
-    drawn = line_chart(
-        series, x_label="step", y_label=curve.unit, title=curve.title, reference=curve.reference
-    )
+    drawn = line_chart(series, x_label="step", y_label=curve.unit, title=curve.title, reference=curve.reference)
     return _figure(curve.title, drawn, curve.hint)
 
 
@@ -139,11 +137,7 @@ def _time_split(rows: Sequence[dict[str, Any]]) -> str:
                 totals[key] = totals.get(key, 0.0) + value
     # The step as a whole, where it is logged, is no part of itself.
     whole = totals.pop("time/step_seconds", 0.0)
-    parts = {
-        key.removeprefix("time/").removesuffix("_seconds"): value
-        for key, value in totals.items()
-        if value > 0
-    }
+    parts = {key.removeprefix("time/").removesuffix("_seconds"): value for key, value in totals.items() if value > 0}
     if not parts:
         return ""
     rest = whole - sum(parts.values())

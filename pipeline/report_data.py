@@ -1,4 +1,4 @@
-"""What the report shows, read from a run's folder. Everything may be missing: runs fail, and are still going on."""
+"""What the report shows, read from a run's folder. Everything may be missing: runs fail or go on still."""
 
 import datetime
 import json
@@ -142,9 +142,7 @@ def elapsed_seconds(run: RunView) -> float | None:
     started, finished = (parse_time(run.record.get(key)) for key in ("started", "finished"))
     if started is not None and finished is not None:
         return (finished - started).total_seconds()
-    seconds = [
-        stage.seconds for stage in run.stages if stage.status == "executed" and stage.seconds is not None
-    ]
+    seconds = [stage.seconds for stage in run.stages if stage.status == "executed" and stage.seconds is not None]
     return sum(seconds) if seconds else None
 
 

@@ -61,9 +61,7 @@ def lineage_list(nodes: list[Node], edges: list[Edge]) -> str:
     for index, node in enumerate(nodes):
         parents = [f"{nodes[e.source].title} as {e.role}" for e in edges if e.target == index]
         made_from = f", made from {', '.join(parents)}" if parents else ""
-        items.append(
-            f"<li><b>{escape(node.title)}</b>{escape(made_from)}: <code>{escape(node.digest)}</code></li>"
-        )
+        items.append(f"<li><b>{escape(node.title)}</b>{escape(made_from)}: <code>{escape(node.digest)}</code></li>")
     return f"<ul>{''.join(items)}</ul>"
 
 
@@ -81,7 +79,9 @@ def _row(nodes: list[Node], edges: list[Edge]) -> str:
         else:
             rise = 20 * (edge.target - edge.source - 1)
             out, into = start + width * 0.75, end + width * 0.25 + 8 * (edge.source - edge.target + longest)
-            path = f"M{out} {top}C{out + 10} {top - rise * 1.33 - 4},{into - 10} {top - rise * 1.33 - 4},{into} {top - 3}"
+            path = (
+                f"M{out} {top}C{out + 10} {top - rise * 1.33 - 4},{into - 10} {top - rise * 1.33 - 4},{into} {top - 3}"
+            )
         parts.append(f'<path class="edge s{edge.source % 6}" d="{path}" marker-end="url(#tip)">{tip}</path>')
     boxes = [_box(node, index * (width + gap), top, width, height) for index, node in enumerate(nodes)]
     total = max(len(nodes) * (width + gap) - gap, 1)

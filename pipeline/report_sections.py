@@ -1,4 +1,4 @@
-"""The sections of the report as HTML. Every text that comes from a file is escaped: model output is not trusted."""
+"""The sections of the report as HTML. Every text from a file is escaped: model output is not trusted."""
 
 from collections.abc import Mapping
 from html import escape
@@ -62,9 +62,7 @@ def _hardware(run: RunView) -> str:
         found = stage.manifest.get("hardware")
         if isinstance(found, dict):
             names = {"cpus": "{} CPU cores", "device": "device {}"}
-            return ", ".join(
-                names.get(key, "{}").format(value) for key, value in found.items() if value is not None
-            )
+            return ", ".join(names.get(key, "{}").format(value) for key, value in found.items() if value is not None)
     return "unknown"
 
 
@@ -79,9 +77,7 @@ def failures(run: RunView) -> str:
     error = run.record.get("error")
     if not boxes and (error or run.record.get("status") == "failed"):
         text = str(error or "No message was recorded.")
-        boxes.append(
-            f'<section class="verdict bad failure"><h2>The run failed</h2><pre>{escape(text)}</pre></section>'
-        )
+        boxes.append(f'<section class="verdict bad failure"><h2>The run failed</h2><pre>{escape(text)}</pre></section>')
     return "".join(boxes)
 
 
@@ -98,7 +94,7 @@ def verdict_box(verdict: Verdict) -> str:
 
 
 def tiles(run: RunView) -> str:
-    """The key figures, with their 95 % intervals."""
+    """The key figures, with their 95% intervals."""
     metrics = run.evaluation
     found = []
     for name, title in (("proxy", "Reward-model gain"), ("gold", "Gold gain")):
@@ -108,9 +104,7 @@ def tiles(run: RunView) -> str:
             found.append((title, f"{gain:+.2f}", interval, f"{before} &rarr; {after}"))
     for name, title in (("win_rate", "Win rate of PPO"), ("gold_win_rate", "Win rate by gold")):
         if (mean := number(metrics.get(f"{name}/mean"))) is not None:
-            found.append(
-                (title, f"{mean:.0%}", _interval(metrics, f"{name}/low", f"{name}/high", "{:.0%}"), "vs. SFT")
-            )
+            found.append((title, f"{mean:.0%}", _interval(metrics, f"{name}/low", f"{name}/high", "{:.0%}"), "vs. SFT"))
     if (kl := number(metrics.get("kl/mean"))) is not None:
         found.append(("KL to SFT", f"{kl:.1f}", "", "nats per response"))
     if (length := number(metrics.get("response_length/after"))) is not None:
@@ -126,9 +120,7 @@ def tiles(run: RunView) -> str:
         f'<p class="interval">{interval}</p><p class="note">{note}</p></div>'
         for title, value, interval, note in found
     )
-    return (
-        f'<section id="figures"><h2 class="hidden">Key figures</h2><div class="tiles">{boxes}</div></section>'
-    )
+    return f'<section id="figures"><h2 class="hidden">Key figures</h2><div class="tiles">{boxes}</div></section>'
 
 
 def evaluation_table(run: RunView) -> str:
@@ -137,25 +129,19 @@ def evaluation_table(run: RunView) -> str:
     if not metrics:
         return '<p class="muted">The run has no evaluation.</p>'
     rows = []
-    gains = [
-        abs(number(metrics.get(f"{n}/gain_{s}")) or 0) for n in ("proxy", "gold") for s in ("low", "high")
-    ]
     for name, title in (("proxy", "Reward-model (proxy) score"), ("gold", "Gold score")):
         values = [number(metrics.get(f"{name}/{part}")) for part in ("gain", "gain_low", "gain_high")]
         if f"{name}/before" in metrics or values[0] is not None:
-            chart = _whiskers(values, 0.0, max(gains) * 1.1)
-            rows.append(
-                (title, metrics.get(f"{name}/before"), metrics.get(f"{name}/after"), _change(values), chart)
-            )
+            # Each scorer has its own unit, so its own axis.
+            chart = _whiskers(values, 0.0, 1.1 * max(abs(value or 0) for value in values))
+            rows.append((title, metrics.get(f"{name}/before"), metrics.get(f"{name}/after"), _change(values), chart))
     for name, title in (
         ("response_length", "Response length (tokens)"),
         *((f"distinct_{n}", f"Distinct {n}-grams (share)") for n in (1, 2, 3)),
     ):
         before, after = (number(metrics.get(f"{name}/{part}")) for part in ("before", "after"))
         if before is not None or after is not None:
-            change = (
-                f"{after - before:+.2f} ({after / before - 1:+.0%})" if before and after is not None else ""
-            )
+            change = f"{after - before:+.2f} ({after / before - 1:+.0%})" if before and after is not None else ""
             rows.append((title, before, after, change, ""))
     for name, title in (
         ("win_rate", "Win rate of PPO over SFT"),
@@ -174,10 +160,10 @@ def evaluation_table(run: RunView) -> str:
         for title, before, after, change, chart in rows
     )
     return (
-        '<div class="scroll"><table><thead><tr><th>Figure</th><th>SFT</th><th>PPO</th><th>Change [95 %]</th>'
+        '<div class="scroll"><table><thead><tr><th>Figure</th><th>SFT</th><th>PPO</th><th>Change [95%]</th>'
         f"<th>Interval</th></tr></thead><tbody>{body}</tbody></table></div>"
         '<p class="hint">Gains are mean paired differences per held-out prompt with bootstrap intervals over '
-        "prompts. The thin line marks no effect (0, or a win rate of 50 %).</p>"
+        "prompts. The thin line marks no effect (0, or a win rate of 50%).</p>"
     )
 
 
@@ -204,7 +190,7 @@ def _interval(metrics: Mapping[str, Any], low: str, high: str, style: str) -> st
     bounds = number(metrics.get(low)), number(metrics.get(high))
     if bounds[0] is None or bounds[1] is None:
         return ""
-    return f"95 %: {style.format(bounds[0])} to {style.format(bounds[1])}"
+    return f"95%: {style.format(bounds[0])} to {style.format(bounds[1])}"
 
 
 def samples(run: RunView) -> str:
@@ -229,9 +215,7 @@ def _sample(index: int, row: dict[str, Any]) -> str:
     for side, title in (("before", "SFT"), ("after", "PPO")):
         won = f'<span class="won">higher: {" and ".join(wins[side])}</span>' if wins[side] else ""
         mark = (
-            " winner"
-            if wins[side] and len(wins[side]) >= len(wins["after" if side == "before" else "before"])
-            else ""
+            " winner" if wins[side] and len(wins[side]) >= len(wins["after" if side == "before" else "before"]) else ""
         )
         sides.append(
             f'<div class="response{mark}"><p class="side"><b>{title}</b>{won}</p>'

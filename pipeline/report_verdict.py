@@ -35,7 +35,7 @@ class Verdict:
 def judge(metrics: Mapping[str, Any]) -> Verdict:
     """Judge a run by the evaluation's metrics.
 
-    A gain counts where its 95 % interval excludes zero. Gold is the independent scorer: where the proxy (the
+    A gain counts where its 95% interval excludes zero. Gold is the independent scorer: where the proxy (the
     reward model) rises and gold does not, the policy exploits the reward model (Gao et al. 2023,
     https://arxiv.org/abs/2210.10760).
     """
@@ -90,7 +90,7 @@ def _gain(metrics: Mapping[str, Any], name: str, title: str) -> Finding | None:
     gain = number(metrics.get(f"{name}/gain"))
     if direction is None or gain is None:
         return None
-    interval = f"95 % interval {metrics[f'{name}/gain_low']:.2f} to {metrics[f'{name}/gain_high']:.2f}"
+    interval = f"95% interval {metrics[f'{name}/gain_low']:.2f} to {metrics[f'{name}/gain_high']:.2f}"
     if direction == 0:
         return Finding("warning", f"{title}: changed by {gain:+.2f}, but the {interval} includes zero.")
     level: Level = "good" if direction > 0 else "bad"
@@ -112,9 +112,9 @@ def _win_rate(metrics: Mapping[str, Any], name: str, title: str) -> Finding | No
     mean, low, high = (number(metrics.get(f"{name}/{part}")) for part in ("mean", "low", "high"))
     if mean is None or low is None or high is None:
         return None
-    text = f"{title}: {mean:.0%} (95 % interval {low:.0%} to {high:.0%})"
+    text = f"{title}: {mean:.0%} (95% interval {low:.0%} to {high:.0%})"
     if low <= 0.5 <= high:
-        return Finding("warning", f"{text}; it includes 50 %, so neither side clearly wins.")
+        return Finding("warning", f"{text}; it includes 50%, so neither side clearly wins.")
     return Finding("good" if low > 0.5 else "bad", f"{text}.")
 
 

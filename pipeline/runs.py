@@ -77,7 +77,7 @@ class RunFolder:
         write_json(self.path / "run.json", self.record)
 
     def finish(self, status: RunStatus) -> None:
-        """End the run: stages that never started count as skipped, one cut off in the middle as failed."""
+        """End the run: stages that never started count as skipped, one that was cut off as failed."""
         for entry in self.record["stages"]:
             if entry["status"] == "pending":
                 entry["status"] = "skipped"
@@ -156,13 +156,11 @@ def check_name(name: str) -> None:
         ConfigError: It is refused.
     """
     if name == STORE:
-        raise ConfigError(
-            f"run name {name!r}: the folder of that name holds the artifacts; give another name"
-        )
+        raise ConfigError(f"run name {name!r}: the folder of that name holds the artifacts; give another name")
     if not _NAME.fullmatch(name) or name.endswith("."):
         raise ConfigError(
-            f"run name {name!r}: must be up to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit; "
-            f"give such a name, and the folder with --output-dir"
+            f"run name {name!r}: must be up to 100 letters, digits, `.`, `_` or `-` and start with a letter or "
+            f"digit; give such a name, and the folder with --output-dir"
         )
 
 
@@ -208,9 +206,7 @@ def list_runs(output_dir: Path) -> list[RunFolder]:
     """All runs of a folder, the oldest first."""
     if not output_dir.is_dir():
         return []
-    records = (
-        (path, _read_record(path)) for path in output_dir.iterdir() if path.is_dir() and path.name != STORE
-    )
+    records = ((path, _read_record(path)) for path in output_dir.iterdir() if path.is_dir() and path.name != STORE)
     runs = [RunFolder(path, record) for path, record in records if record is not None]
     return sorted(runs, key=lambda run: (str(run.record.get("started")), run.name))
 

@@ -1,9 +1,9 @@
 """A real Prefect server for the time of a run, shared by the runs of one user at the same time.
 
 The ephemeral server that Prefect would start in our process loses rows at its end. So the first run starts
-`prefect server start` as a process of its own, further runs attach to it, and the last one stops it. Who uses it
-stands in PREFECT_HOME/rlhf-server: a lock, `server.json` and one file for each client. Imports no prefect: the
-server starts while the rest of the run is still being prepared.
+`prefect server start` as a process of its own, further runs attach to it, and the last one stops it. Who uses
+it stands in PREFECT_HOME/rlhf-server: a lock, `server.json` and one file for each client. Imports no prefect:
+the server starts while the rest of the run is still being prepared.
 """
 
 import contextlib
@@ -67,8 +67,8 @@ class ServerLease:
         while not _answers(self.api_url) and not (cancelled is not None and cancelled.is_set()):
             if self._folder is None:
                 raise ConfigError(
-                    f"PREFECT_API_URL={self.api_url}: no Prefect server answers there; start it, or unset the variable "
-                    f"(and the profile's setting), then a server is started for the time of the run"
+                    f"PREFECT_API_URL={self.api_url}: no Prefect server answers there; start it, or unset the "
+                    f"variable (and the profile's setting): then the run starts a server of its own"
                 )
             state = _read_state(self._folder)
             if state is None or not _is_alive(state):
@@ -177,9 +177,7 @@ def _answers(api_url: str) -> bool:
     """Whether something speaks HTTP at the address. A refusal (a login is needed) is an answer."""
     try:
         # No proxy: it could not reach the loopback of this machine.
-        opener = (
-            urllib.request.build_opener(urllib.request.ProxyHandler({})) if "127.0.0.1" in api_url else None
-        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({})) if "127.0.0.1" in api_url else None
         request = f"{api_url}/health"
         with (opener.open if opener else urllib.request.urlopen)(request, timeout=5):
             return True
@@ -213,9 +211,7 @@ def _is_alive(identity: dict[str, Any]) -> bool:
     try:
         process = psutil.Process(identity["pid"])
         # The tolerance: the start time is derived from the boot time, which drifts with the clock.
-        return (
-            abs(process.create_time() - identity["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
-        )
+        return abs(process.create_time() - identity["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, KeyError):
         return False
 

@@ -1,8 +1,8 @@
 """The key of a stage's result, and the store of results under such keys.
 
-A fingerprint covers everything that shapes the result: the stage's section, the model, the inputs' digests, the
-seed, the device, the code and the versions of the libraries under it. It covers nothing else: not the run's name,
-`output_dir`, `tracking`, nor how the process was started, as long as that leaves the arithmetic as it is.
+A fingerprint covers everything that shapes the result: the stage's section, the model, the inputs' digests,
+the seed, the device, the code and the versions of the libraries under it. It covers nothing else: not the run's
+name, `output_dir`, `tracking`, nor how the process was started, as long as that leaves the arithmetic as it is.
 """
 
 import functools
@@ -75,9 +75,7 @@ def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...
     """The distributions whose version is part of the stage's fingerprint."""
     if stage == "data":
         sources = (config.data.demonstrations, config.data.preferences, config.data.prompts)
-        return (
-            ("datasets",) if any(source is not None and source.hub is not None for source in sources) else ()
-        )
+        return ("datasets",) if any(source is not None and source.hub is not None for source in sources) else ()
     section = stage_section(config, stage)
     names = list(_TRAINING_PACKAGES)
     if config.model.quantization == "nf4":
@@ -135,7 +133,7 @@ def lookup(store_dir: Path, fingerprint: str) -> tuple[Artifact, dict[str, Any]]
 
 
 def adopt(store_dir: Path, fingerprint: str, artifact: Artifact, stage_dir: Path) -> None:
-    """Give a run's stage folder what an execution would have left: manifest, metrics and the link to the payload."""
+    """Give a run's stage folder what an execution leaves: manifest, metrics and the link to the payload."""
     stage_dir.mkdir(parents=True, exist_ok=True)
     record = store_dir / RECORDS / fingerprint
     manifest = read_record(store_dir, fingerprint)

@@ -75,8 +75,8 @@ def run_stage_task(
 def missing_in_store(stage: StageName) -> ConfigError:
     """The error for a stage that `--from` or `--only` expects in the store."""
     return ConfigError(
-        f"{stage}: the store has no intact artifact for these settings, and `--from` and `--only` execute no earlier "
-        f"stage; run without them, or from {stage} on with `--from {stage}`"
+        f"{stage}: the store has no intact artifact for these settings, and `--from` and `--only` execute no "
+        f"earlier stage; run without them, or from {stage} on with `--from {stage}`"
     )
 
 

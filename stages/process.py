@@ -2,8 +2,8 @@
 
     python -m stages.process MODULE ARGS...
 
-asks the kernel for a SIGKILL at the parent's death and then becomes `python -m MODULE ARGS...`. The request outlives
-`exec`, but not `fork`: a process that is started by a launcher asks again for itself.
+asks the kernel for a SIGKILL at the parent's death and then becomes `python -m MODULE ARGS...`. The request
+outlives `exec`, but not `fork`: a process that is started by a launcher asks again for itself.
 """
 
 import ctypes

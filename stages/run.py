@@ -166,16 +166,12 @@ def _execute(spec: StageSpec, context: StageContext) -> StageOutput:
             from stages.preferences import stage as preferences_stage
             from stages.preferences.config import PreferencesConfig
 
-            return preferences_stage.run(
-                PreferencesConfig.model_validate(spec.config), model, spec.inputs, context
-            )
+            return preferences_stage.run(PreferencesConfig.model_validate(spec.config), model, spec.inputs, context)
         case "reward_model":
             from stages.reward_model import stage as reward_model_stage
             from stages.reward_model.config import RewardModelConfig
 
-            return reward_model_stage.run(
-                RewardModelConfig.model_validate(spec.config), model, spec.inputs, context
-            )
+            return reward_model_stage.run(RewardModelConfig.model_validate(spec.config), model, spec.inputs, context)
         case "ppo":
             from stages.ppo import stage as ppo_stage
             from stages.ppo.config import PPOConfig
@@ -185,9 +181,7 @@ def _execute(spec: StageSpec, context: StageContext) -> StageOutput:
             from stages.evaluation import stage as evaluation_stage
             from stages.evaluation.config import EvaluationConfig
 
-            return evaluation_stage.run(
-                EvaluationConfig.model_validate(spec.config), model, spec.inputs, context
-            )
+            return evaluation_stage.run(EvaluationConfig.model_validate(spec.config), model, spec.inputs, context)
 
 
 def _manifest(

@@ -17,9 +17,7 @@ def chat(options: argparse.Namespace) -> int:
     """Answer each line of standard input until it ends."""
     run = open_run(Path(options.output_dir).expanduser().resolve(), options.run)
     wanted: tuple[StageName, ...] = (options.stage,) if options.stage else ("ppo", "sft")
-    policy = next(
-        ((stage, artifact) for stage in wanted if (artifact := run.artifact(stage)) is not None), None
-    )
+    policy = next(((stage, artifact) for stage in wanted if (artifact := run.artifact(stage)) is not None), None)
     if policy is None:
         raise ConfigError(
             f"run {run.name}: {' and '.join(wanted)} left no policy to talk with; "

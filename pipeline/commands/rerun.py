@@ -55,8 +55,7 @@ def plan_rerun(
     for name, enabled in ((f"run {source.name}", recorded_config), ("the changed configuration", config)):
         if stage not in enabled.enabled_stages():
             raise ConfigError(
-                f"rerun {stage}: {name} has no such stage; "
-                f"its stages are {', '.join(enabled.enabled_stages())}"
+                f"rerun {stage}: {name} has no such stage; its stages are {', '.join(enabled.enabled_stages())}"
             )
     earlier = upstream(config, stage)
     _check_unchanged(recorded_config, config, stage, earlier)
@@ -78,7 +77,7 @@ def plan_rerun(
 def _check_unchanged(
     before: PipelineConfig, after: PipelineConfig, stage: StageName, earlier: tuple[StageName, ...]
 ) -> None:
-    """Earlier stages are taken as recorded: with other settings the new `config.yaml` would not tell the truth."""
+    """Earlier stages are taken as recorded: with other settings `config.yaml` would not tell the truth."""
     for name in earlier:
         if name not in before.enabled_stages() or stage_section(before, name) != stage_section(after, name):
             raise ConfigError(

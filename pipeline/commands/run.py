@@ -59,15 +59,12 @@ def plan_run(
     for option, stage in (("--from", from_stage), ("--only", only), ("--force", force)):
         if stage is not None and stage not in enabled:
             raise ConfigError(
-                f"{option} {stage}: the configuration switches this stage off; "
-                f"its stages are {', '.join(enabled)}"
+                f"{option} {stage}: the configuration switches this stage off; its stages are {', '.join(enabled)}"
             )
     target = from_stage or only
     stored = frozenset(upstream(config, target)) if target is not None else frozenset()
     skipped = frozenset(downstream(config, only)) if only is not None else frozenset()
     if force is not None and force in stored | skipped:
         option = "--from" if from_stage is not None else "--only"
-        raise ConfigError(
-            f"--force {force}: {option} {target} does not execute this stage; drop one of the two"
-        )
+        raise ConfigError(f"--force {force}: {option} {target} does not execute this stage; drop one of the two")
     return RunPlan(forced=frozenset({force} if force is not None else ()), stored=stored, skipped=skipped)

@@ -34,9 +34,7 @@ def _settings(config: PipelineConfig) -> list[str]:
         source = getattr(config.data, name)
         if source is not None:
             place = (
-                source.path
-                if source.hub is None
-                else f"{source.hub} (hub; read by the data stage, not checked here)"
+                source.path if source.hub is None else f"{source.hub} (hub; read by the data stage, not checked here)"
             )
             lines.append(f"data      {name}: {place}")
     return lines

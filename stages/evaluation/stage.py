@@ -86,28 +86,29 @@ def run(
         )
     )
     gold = None if config.gold is None else build_rule_reward(config.gold)
+    engine = build_engine(
+        config.rollout,
+        model,
+        shared_base,
+        base=base,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        batch_size=config.batch_size,
+        max_prompt_tokens=config.max_prompt_tokens,
+        config_dir=context.config_dir,
+        scratch_dir=context.scratch_dir,
+        seed=context.seed,
+    )
     sides = {}
-    for number, role in enumerate(("reference", "policy")):
-        context.report_progress(number, 2, f"{role} answers {len(texts)} prompts")
-        engine = build_engine(
-            config.rollout,
-            model,
-            shared_base,
-            base=base,
-            role=role,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            batch_size=config.batch_size,
-            scratch_dir=context.scratch_dir,
-            seed=context.seed,
-        )
-        try:
-            engine.load_policy()
+    try:
+        for number, role in enumerate(("reference", "policy")):
+            context.report_progress(number, 2, f"{role} answers {len(texts)} prompts")
+            engine.load_policy(role)
             seed = derive_seed(context.seed, "evaluation", 0)
             rollouts = engine.generate(list(texts), config.rollout, seed=seed)
-        finally:
-            engine.close()
-        sides[role] = _judge(rollouts, texts, tokenizer, proxy, gold)
+            sides[role] = _judge(rollouts, texts, tokenizer, proxy, gold)
+    finally:
+        engine.close()
     before, after = sides["reference"], sides["policy"]
     metrics = _metrics(config, before, after, seed=context.seed)
     metrics["kl/mean"] = _mean_kl(config, shared_base, after.rollouts, tokenizer.pad_token_id)
@@ -120,9 +121,7 @@ def run(
     return StageOutput(metrics)
 
 
-def _prompts(
-    config: EvaluationConfig, dataset: Artifact, tokenizer: Any
-) -> dict[tuple[int, ...], str]:
+def _prompts(config: EvaluationConfig, dataset: Artifact, tokenizer: Any) -> dict[tuple[int, ...], str]:
     """Held-out prompts as ids, with their texts."""
     records = read_split(dataset.path, "prompts", "held_out")
     encoded = [tuple(encode_prompt(tokenizer, record.prompt)) for record in records]
@@ -133,10 +132,7 @@ def _prompts(
             f"evaluation.max_prompt_tokens={config.max_prompt_tokens}; at least 2 are needed for an interval: raise "
             f"`held_out` of the prompts' source, or the limit"
         )
-    return {
-        encoded[row]: render_prompt_text(tokenizer, records[row].prompt)
-        for row in kept[: config.num_prompts]
-    }
+    return {encoded[row]: render_prompt_text(tokenizer, records[row].prompt) for row in kept[: config.num_prompts]}
 
 
 def _judge(
@@ -161,9 +157,7 @@ def _judge(
 def _metrics(config: EvaluationConfig, before: _Side, after: _Side, *, seed: int) -> dict[str, float]:
     metrics = _compare("proxy", "win_rate", before.proxy, after.proxy, config.bootstrap_samples, seed)
     if before.gold is not None and after.gold is not None:
-        metrics |= _compare(
-            "gold", "gold_win_rate", before.gold, after.gold, config.bootstrap_samples, seed
-        )
+        metrics |= _compare("gold", "gold_win_rate", before.gold, after.gold, config.bootstrap_samples, seed)
     for name, side in (("before", before), ("after", after)):
         responses = [episode.response_text for episode in side.episodes]
         lengths = [len(rollout.response_ids) for rollout in side.rollouts]

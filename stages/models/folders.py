@@ -80,14 +80,10 @@ def check_safetensors(path: Path, where: str) -> None:
     with path.open("rb") as file:
         prefix = file.read(8)
         if len(prefix) < 8:
-            raise ModelError(
-                f"{where}: {path.name} has {size} bytes, too few for a safetensors header. {remedy}"
-            )
+            raise ModelError(f"{where}: {path.name} has {size} bytes, too few for a safetensors header. {remedy}")
         (length,) = struct.unpack("<Q", prefix)
         if length > min(_MAX_HEADER_BYTES, size - 8):
-            raise ModelError(
-                f"{where}: {path.name} announces a header of {length} bytes in a file of {size}. {remedy}"
-            )
+            raise ModelError(f"{where}: {path.name} announces a header of {length} bytes in a file of {size}. {remedy}")
         raw = file.read(length)
     try:
         header = json.loads(raw)

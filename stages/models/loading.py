@@ -78,9 +78,7 @@ def load_sequence_classifier(
     Raises:
         ModelError: The architecture has no classifier with a head named `score`, or see `load_causal_lm`.
     """
-    loaded = _load(
-        AutoModelForSequenceClassification, base, model, device, skip_modules=[SCORE_HEAD], num_labels=1
-    )
+    loaded = _load(AutoModelForSequenceClassification, base, model, device, skip_modules=[SCORE_HEAD], num_labels=1)
     old = getattr(loaded, SCORE_HEAD, None)
     if not isinstance(old, nn.Linear):
         raise ModelError(
@@ -110,9 +108,7 @@ def load_base_config(base: Path | str, model: ModelConfig) -> PretrainedConfig:
         ModelError: transformers cannot read it.
     """
     try:
-        return AutoConfig.from_pretrained(
-            base, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        return AutoConfig.from_pretrained(base, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(base, error) from error
 
@@ -233,7 +229,8 @@ def _warn_of_odd_rows(model: nn.Module) -> None:
     for name, size in rows.items():
         if size % _NF4_BLOCK != 0:
             _log.warning(
-                "model.quantization=nf4 on a CPU: %s has rows of %d, no multiple of %d, which bitsandbytes quantises "
+                "model.quantization=nf4 on a CPU: %s has rows of %d, no multiple of %d, which bitsandbytes "
+                "quantises "
                 "badly on a CPU. Use such a base with model.quantization=none, or a GPU.",
                 name,
                 size,
@@ -257,11 +254,7 @@ def _refuse_broken_weights(model: nn.Module, base: Path | str) -> None:
     """One pass over the weights: a NaN would otherwise show only as a NaN loss, three stages later."""
     for name, weight in model.named_parameters():
         # A head that the checkpoint does not have is drawn anew anyway.
-        if (
-            weight.is_floating_point()
-            and not name.startswith(f"{SCORE_HEAD}.")
-            and not weight.isfinite().all()
-        ):
+        if weight.is_floating_point() and not name.startswith(f"{SCORE_HEAD}.") and not weight.isfinite().all():
             raise ModelError(
                 f"model.base={str(base)!r}: the weight {name} holds NaN or infinity. Finite weights are "
                 "needed. Copy or download the model again; a float16 overflow goes away with "

@@ -6,7 +6,6 @@ bf16 folder that trainer and vLLM both read. Nothing half-written is ever seen: 
 place and renamed, and a lock lets a second process wait instead of converting again.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -16,12 +15,11 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import ModelError
+from stages.models.cache import cache_dir, locked
 
 _log = logging.getLogger(__name__)
 
@@ -79,15 +77,6 @@ def find_packaged_model(spec: str) -> PackagedModel:
     )
 
 
-def cache_dir() -> Path:
-    """The cache: `$RLHF_CACHE`, else `$XDG_CACHE_HOME/rlhf-pipeline`, else `~/.cache/rlhf-pipeline`."""
-    if own := os.environ.get("RLHF_CACHE"):
-        return Path(own).expanduser().absolute()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser().absolute() / "rlhf-pipeline"
-    return Path.home() / ".cache" / "rlhf-pipeline"
-
-
 def packaged_folder(packaged: PackagedModel) -> Path:
     """Where the converted model lies, or will lie."""
     name = f"{packaged.package}-{packaged.version}-{packaged.gguf_sha256[:12]}-v{_CONVERSION_VERSION}"
@@ -104,7 +93,7 @@ def resolve_packaged(packaged: PackagedModel) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.parent / f".{target.name}.lock"):
+    with locked(target.parent / f".{target.name}.lock"):
         if target.is_dir():  # another process was quicker
             return target
         started = time.monotonic()
@@ -119,14 +108,6 @@ def resolve_packaged(packaged: PackagedModel) -> Path:
             os.rename(built, target)
         _log.info("pypi:%s: ready at %s after %.0f s", packaged.spec, target, time.monotonic() - started)
     return target
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock; the kernel frees it when the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _download(packaged: PackagedModel, folder: Path) -> Path:

@@ -56,9 +56,7 @@ class ScoreHead(nn.Module):
         self.weight = nn.Parameter(weight.float(), requires_grad=False)
         self.normalization = normalization
 
-    def forward(
-        self, hidden: Float[Tensor, "B S D"], attention_mask: Bool[Tensor, "B S"]
-    ) -> Float[Tensor, " B"]:
+    def forward(self, hidden: Float[Tensor, "B S D"], attention_mask: Bool[Tensor, "B S"]) -> Float[Tensor, " B"]:
         """Normalised scores, read where the attention mask says that the last token is."""
         last = last_true_index(attention_mask)
         rows = torch.arange(hidden.shape[0], device=hidden.device)

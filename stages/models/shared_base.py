@@ -16,7 +16,7 @@ Shape legend: B = rows, S = prompt and response tokens, T = response tokens, D =
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,10 +166,9 @@ class SharedBase:
         mask = batch.response_mask
         logprobs = torch.zeros(mask.shape, device=mask.device)
         entropy = torch.zeros(mask.shape, device=mask.device)
-        if self._head is None:
-            rows, head = self._own_logits(batch)[mask], _identity
-        else:
-            rows, head = self.response_hidden_states(batch)[mask], self._head
+        head: Callable[[Tensor], Tensor] = self._head or _identity
+        hidden = self._own_logits(batch) if self._head is None else self.response_hidden_states(batch)
+        rows = hidden[mask]
         found_logprobs, found_entropy = chunked_logprobs(
             rows, batch.response_ids[mask], head=head, temperature=temperature, chunk_size=LOGITS_CHUNK_ROWS
         )
@@ -179,7 +178,7 @@ class SharedBase:
         )
 
     def generate(self, input_ids: Int[Tensor, "B P"], attention_mask: Bool[Tensor, "B P"], **settings: Any) -> Any:
-        """transformers' own `generate` under the active role."""
+        """Transformers' own `generate` under the active role."""
         return self._base.generate(input_ids=input_ids, attention_mask=attention_mask.long(), **settings)
 
     def enable_gradient_checkpointing(self) -> None:
@@ -194,9 +193,7 @@ class SharedBase:
     def _own_logits(self, batch: PromptResponseBatch) -> Float[Tensor, "B T V"]:
         """Logits by the model's own head, for heads that `LogitsHead` does not know."""
         width = batch.response_ids.shape[1]
-        positions = (
-            {"position_ids": position_ids_from_mask(batch.attention_mask)} if self._takes_positions else {}
-        )
+        positions = {"position_ids": position_ids_from_mask(batch.attention_mask)} if self._takes_positions else {}
         output = self._base(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask.long(),

@@ -109,9 +109,7 @@ def base_spec_digest(model: ModelConfig, config_dir: Path | None = None) -> str:
     return digest.hexdigest()
 
 
-def offline_environment(
-    model: ModelConfig, *, uses_hub: bool, config_dir: Path | None = None
-) -> dict[str, str]:
+def offline_environment(model: ModelConfig, *, uses_hub: bool, config_dir: Path | None = None) -> dict[str, str]:
     """Environment variables under which the libraries make no network call that the user did not ask for.
 
     To be set before transformers or huggingface_hub is imported: both read them at import.
@@ -160,9 +158,7 @@ def local_file(name: str, config_dir: Path | None, setting: str) -> Path:
     for path in candidates:
         if path.is_file():
             return path.resolve()
-    raise ModelError(
-        f"{setting}={name!r}: no file at {_listed(candidates)}. Correct the path or remove the setting."
-    )
+    raise ModelError(f"{setting}={name!r}: no file at {_listed(candidates)}. Correct the path or remove the setting.")
 
 
 def file_sha256(path: Path) -> str:

@@ -36,9 +36,7 @@ class PadChoice:
     reason: str
 
 
-def load_tokenizer(
-    base: Path | str, model: ModelConfig, config_dir: Path | None = None
-) -> "PreTrainedTokenizerBase":
+def load_tokenizer(base: Path | str, model: ModelConfig, config_dir: Path | None = None) -> "PreTrainedTokenizerBase":
     """Load the base's tokenizer, with the chat template of `model.chat_template` if one is set.
 
     Args:
@@ -59,9 +57,7 @@ def load_tokenizer(
                 base, revision=model.revision, trust_remote_code=model.trust_remote_code
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"model.base={str(base)!r}: the tokenizer cannot be loaded ({reason}). The tokenizer files that "
             "belong to the model are needed. Save them into the folder with "
@@ -125,9 +121,7 @@ def _template_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
         if not text:
             continue
         ids |= set(tokenizer(text, add_special_tokens=False).input_ids)
-        ids |= {
-            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.content in text
-        }
+        ids |= {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.content in text}
     return ids
 
 

@@ -120,9 +120,7 @@ def save_adapter(peft_model: PeftModel, adapter_name: str, folder: Path, *, base
     (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def load_adapter(
-    model: PreTrainedModel | PeftModel, folder: Path, adapter_name: str, *, trainable: bool
-) -> PeftModel:
+def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, adapter_name: str, *, trainable: bool) -> PeftModel:
     """Load a saved adapter, with its configuration, onto a base or beside the adapters that are there.
 
     The adapter's task has to be the model's; for the other task use `attach_adapter` and
@@ -292,10 +290,7 @@ def _linear_modules(config: PretrainedConfig, *, trust_remote_code: bool) -> tup
 
 def _kinds_of(target: str, linear: dict[str, set[type]]) -> set[type]:
     return {
-        kind
-        for end, kinds in linear.items()
-        if _ends_with(end, target) or _ends_with(target, end)
-        for kind in kinds
+        kind for end, kinds in linear.items() if _ends_with(end, target) or _ends_with(target, end) for kind in kinds
     }
 
 

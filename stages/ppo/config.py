@@ -133,6 +133,5 @@ def _check_divides(whole_name: str, whole: int, part_name: str, part: int) -> No
     divisors = [value for value in range(1, whole + 1) if whole % value == 0]
     nearest = sorted(sorted(divisors, key=lambda value: abs(value - part))[:3])
     raise ValueError(
-        f"{whole_name}={whole} is not divisible by {part_name}={part}; "
-        f"use {part_name}={', '.join(map(str, nearest))}"
+        f"{whole_name}={whole} is not divisible by {part_name}={part}; use {part_name}={', '.join(map(str, nearest))}"
     )

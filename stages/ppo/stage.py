@@ -28,9 +28,7 @@ from stages.seeds import batch_rows
 logger = logging.getLogger(__name__)
 
 
-def run(
-    config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext
-) -> StageOutput:
+def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageOutput:
     """Train the policy against the reward model, held near the SFT policy by the KL penalty.
 
     Args:
@@ -76,15 +74,16 @@ def run(
         model,
         shared_base,
         base=base,
-        role="policy",
         pad_token_id=pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         batch_size=config.batch_size,
+        max_prompt_tokens=config.max_prompt_tokens,
+        config_dir=context.config_dir,
         scratch_dir=context.scratch_dir,
         seed=context.seed,
     )
     try:
-        engine.load_policy()
+        engine.load_policy("policy")
         trainer = PPOTrainer(
             config=config,
             models=models,

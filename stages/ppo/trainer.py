@@ -86,9 +86,7 @@ class PPOTrainer:
             weight_decay=0.0,
         )
         total = config.steps * config.num_ppo_epochs * (config.batch_size // config.minibatch_size)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: max(1.0 - step / total, 0.0)
-        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: max(1.0 - step / total, 0.0))
 
     def step(self, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
         """Act, judge, learn.
@@ -135,7 +133,7 @@ class PPOTrainer:
         self.kl_controller.update(metrics["objective/kl"], num_episodes=len(rollouts))
         self.num_steps += 1
         with clock.measure("sync"):
-            self.rollout_engine.load_policy()
+            self.rollout_engine.load_policy("policy")
         return metrics | clock.metrics(num_tokens=int(experience.response_mask.sum()))
 
     def _rewards(self, experience: Experience, scores: Float[Tensor, " B"]) -> Float[Tensor, "B T"]:
@@ -159,7 +157,7 @@ class PPOTrainer:
         rows: list[dict[str, float]] = []
         for _ in range(self.config.num_ppo_epochs):
             order = torch.randperm(len(experience.rollouts), generator=generator)
-            for minibatch in order.split(self.config.minibatch_size):
+            for minibatch in torch.split(order, self.config.minibatch_size):
                 rows.append(self._update_minibatch(experience, advantages, returns, minibatch))
         return mean_rows(rows)
 
@@ -173,7 +171,7 @@ class PPOTrainer:
         """One optimizer step; skipped and counted if a loss or a gradient is not finite."""
         num_tokens = int(experience.response_mask[minibatch].sum())
         totals: dict[str, float] = {}
-        for rows in minibatch.split(self.config.microbatch_size):
+        for rows in torch.split(minibatch, self.config.microbatch_size):
             found = self._backward_microbatch(experience, advantages, returns, rows, num_tokens)
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value
@@ -233,7 +231,7 @@ class PPOTrainer:
             if config.kl_placement == "loss":
                 token_kl = estimate_kl(logprobs, own(experience.ref_logprobs), estimator=config.kl_estimator)
                 loss = loss + self.kl_controller.value * (token_kl * mask).sum() / num_tokens
-            loss.backward()
+            torch.autograd.backward(loss)
         with base.role("critic"):
             value = ppo_value_loss(
                 self.models.value_head(base.response_hidden_states(batch)),
@@ -243,7 +241,7 @@ class PPOTrainer:
                 value_clip_range=config.value_clip_range,
                 num_tokens=num_tokens,
             )
-            (config.value_coef * value.loss).backward()
+            torch.autograd.backward(config.value_coef * value.loss)
         return {
             "policy/loss": loss.item(),
             "policy/approx_kl": policy.approx_kl.item(),

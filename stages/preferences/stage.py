@@ -11,7 +11,7 @@ from typing import Any
 
 from data.chat import decode_response, drop_long, encode_prompt, render_prompt_text
 from data.errors import StageError
-from data.schema import PreferencePair, PromptRecord, read_split, split_path, write_records
+from data.schema import PreferencePair, PromptRecord, Split, read_split, split_path, write_records
 from rewards.contract import Episode
 from rewards.rules import build_rule_reward
 from stages.contract import Artifact, StageContext, StageOutput
@@ -57,17 +57,19 @@ def run(
         model,
         shared_base,
         base=base,
-        role="policy",
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         batch_size=config.batch_size,
+        max_prompt_tokens=config.max_prompt_tokens,
+        config_dir=context.config_dir,
         scratch_dir=context.scratch_dir,
         seed=context.seed,
     )
     metrics: dict[str, float] = {}
     try:
-        engine.load_policy()
-        for split, limit in (("train", config.num_prompts), ("held_out", config.num_held_out_prompts)):
+        engine.load_policy("policy")
+        limits: dict[Split, int | None] = {"train": config.num_prompts, "held_out": config.num_held_out_prompts}
+        for split, limit in limits.items():
             records = read_split(inputs["dataset"].path, "prompts", split)
             pairs, found = _collect(config, records, limit, tokenizer, engine, context, split)
             write_records(split_path(context.payload_dir, "preferences", split), pairs)
@@ -91,7 +93,7 @@ def _collect(
     tokenizer: Any,
     engine: RolloutEngine,
     context: StageContext,
-    split: str,
+    split: Split,
 ) -> tuple[list[PreferencePair], dict[str, float]]:
     """Pairs of one split, and what is worth knowing of its responses."""
     encoded = [encode_prompt(tokenizer, record.prompt) for record in records]

@@ -54,9 +54,7 @@ def evaluate_pairs(
         "eval/expected_calibration_error": float(
             expected_calibration_error(probabilities, outcomes, num_bins=_RELIABILITY_BINS)
         ),
-        "eval/length_baseline_accuracy": float(
-            ((lengths > 0).float() + 0.5 * (lengths == 0).float()).mean()
-        ),
+        "eval/length_baseline_accuracy": float(((lengths > 0).float() + 0.5 * (lengths == 0).float()).mean()),
         "eval/pairs": float(len(pairs)),
     }
     for name, rows in (("longer_chosen", lengths > 0), ("shorter_chosen", lengths < 0)):

@@ -102,9 +102,7 @@ def run(
     trainer.train()
     if not is_main_process():
         return StageOutput({})
-    save_adapter(
-        trainer.accelerator.unwrap_model(trainer.model), "default", context.payload_dir, base_spec=model.base
-    )
+    save_adapter(trainer.accelerator.unwrap_model(trainer.model), "default", context.payload_dir, base_spec=model.base)
     tokenizer.save_pretrained(context.payload_dir)
     del trainer, peft_model, classifier
     metrics = {
@@ -146,16 +144,17 @@ def _finish(
             found["eval/accuracy"], len(held_out), found["eval/length_baseline_accuracy"],
         )  # fmt: skip
     prompts = read_split(inputs["dataset"].path, "prompts", "train")
+    engine = HFEngine(
+        shared_base,
+        pad_token_id=pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        batch_size=config.normalization.batch_size,
+    )
+    engine.load_policy("policy")
     normalization = _normalization(
         config.normalization,
         raw,
-        HFEngine(
-            shared_base,
-            role="policy",
-            pad_token_id=pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            batch_size=config.normalization.batch_size,
-        ),
+        engine,
         [encode_prompt(tokenizer, record.prompt) for record in prompts],
         seed=context.seed,
     )

@@ -33,13 +33,9 @@ class BradleyTerryTrainer(RewardTrainer):  # type: ignore[misc]
         Every row ends with EOS, which is never the pad token, so the model's own search for the last token
         that is no pad finds the last real one.
         """
-        outputs = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-        )
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         chosen, rejected = outputs.logits.float().squeeze(-1).chunk(2)
-        loss = bradley_terry_loss(
-            chosen, rejected, margin=inputs.get("margin"), label_smoothing=self._label_smoothing
-        )
+        loss = bradley_terry_loss(chosen, rejected, margin=inputs.get("margin"), label_smoothing=self._label_smoothing)
         loss = loss + self._center_coefficient * (chosen + rejected).square().mean()
         self._remember(chosen.detach(), rejected.detach())
         return (loss, outputs) if return_outputs else loss

@@ -33,9 +33,7 @@ class RolloutEngine(Protocol):
         """Number of the policy's version in use, counted from 0 by `load_policy`."""
         ...
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int
-    ) -> list[Rollout]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int) -> list[Rollout]:
         """Sample one response for each prompt.
 
         Args:
@@ -45,8 +43,8 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def load_policy(self) -> int:
-        """Take over the trainer's policy as it is now; returns the new version."""
+    def load_policy(self, role: str) -> int:
+        """Take over one adapter of the trainer as it is now, and act with it; returns the new version."""
         ...
 
     def close(self) -> None:

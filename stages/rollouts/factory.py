@@ -16,24 +16,26 @@ def build_engine(
     shared_base: SharedBase,
     *,
     base: Path | str,
-    role: str,
     pad_token_id: int,
     eos_token_id: int,
     batch_size: int,
+    max_prompt_tokens: int,
+    config_dir: Path | None,
     scratch_dir: Path,
     seed: int,
 ) -> RolloutEngine:
-    """Make an engine that acts with one role of the shared base.
+    """Make an engine; `load_policy` tells it which adapter of the shared base acts.
 
     Args:
         config: Engine and sampling.
         model: Base and adapter, for the engine's own copy.
         shared_base: The trainer's model.
         base: Folder or hub id of the base.
-        role: Adapter that acts.
         pad_token_id: Fills shorter rows.
         eos_token_id: Ends a response.
         batch_size: Prompts in one call of transformers' `generate`; vLLM batches by itself.
+        max_prompt_tokens: Longest prompt, for the size of vLLM's cache.
+        config_dir: Folder of the configuration file.
         scratch_dir: For adapters on their way to an engine, where there is no RAM-backed folder.
         seed: Seed of the engine itself.
 
@@ -44,7 +46,6 @@ def build_engine(
         case "hf":
             return HFEngine(
                 shared_base,
-                role=role,
                 pad_token_id=pad_token_id,
                 eos_token_id=eos_token_id,
                 batch_size=batch_size,
@@ -57,12 +58,11 @@ def build_engine(
                 model,
                 shared_base,
                 base=base,
-                role=role,
                 eos_token_id=eos_token_id,
+                max_length=max_prompt_tokens + config.max_new_tokens,
+                config_dir=config_dir,
                 scratch_dir=scratch_dir,
                 seed=seed,
             )
         case "auto":
-            raise ConfigError(
-                "rollout.engine: `auto` reached a stage; the pipeline resolves it: name `hf` or `vllm`"
-            )
+            raise ConfigError("rollout.engine: `auto` reached a stage; the pipeline resolves it: name `hf` or `vllm`")

@@ -22,20 +22,17 @@ from stages.rollouts.contract import Rollout
 class HFEngine:
     """Generates with one role of the shared base, so a new policy needs no sending."""
 
-    def __init__(
-        self, shared_base: SharedBase, *, role: str, pad_token_id: int, eos_token_id: int, batch_size: int
-    ) -> None:
+    def __init__(self, shared_base: SharedBase, *, pad_token_id: int, eos_token_id: int, batch_size: int) -> None:
         """Keep what `generate` needs.
 
         Args:
             shared_base: The model.
-            role: Adapter that acts.
             pad_token_id: Fills prompts on the left and finished responses on the right.
             eos_token_id: Ends a response.
             batch_size: Prompts in one call of `generate`.
         """
         self._base = shared_base
-        self._role = role
+        self._role: str | None = None
         self._pad_token_id = pad_token_id
         self._eos_token_id = eos_token_id
         self._batch_size = batch_size
@@ -46,8 +43,9 @@ class HFEngine:
         """Number of the policy's version in use."""
         return self._version
 
-    def load_policy(self) -> int:
-        """Count one version on: the weights are the trainer's own."""
+    def load_policy(self, role: str) -> int:
+        """Act with another role, and count one version on: the weights are the trainer's own."""
+        self._role = role
         self._version += 1
         return self._version
 
@@ -55,9 +53,7 @@ class HFEngine:
         """Nothing is held beside the shared base."""
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int
-    ) -> list[Rollout]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int) -> list[Rollout]:
         """Sample one response for each prompt; the random state outside is left as it was."""
         devices = [self._base.device] if self._base.device.type == "cuda" else []
         rollouts: list[Rollout] = []

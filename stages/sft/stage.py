@@ -37,9 +37,7 @@ logger = logging.getLogger(__name__)
 _VALIDATIONS = 4
 
 
-def run(
-    config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext
-) -> StageOutput:
+def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageOutput:
     """Train an adapter on the demonstrations and keep the one with the least validation loss.
 
     Args:

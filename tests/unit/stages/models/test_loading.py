@@ -170,6 +170,14 @@ def test_checklist_41_dropout_is_off_in_every_pass(
     assert all(module.p == 0 for module in peft_model.modules() if isinstance(module, torch.nn.Dropout))
 
 
+def test_nf4_with_rows_that_bitsandbytes_gets_wrong_is_named(
+    family_dir, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = family_dir("llama")
+    load_causal_lm(folder, _model(folder, quantization="nf4"), "cpu")
+    assert "model.layers.0.self_attn.q_proj has rows of 32, no multiple of 64" in caplog.text
+
+
 def test_nan_weights_are_refused_by_name(llama_copy: Path) -> None:
     weights = load_file(llama_copy / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = math.nan

