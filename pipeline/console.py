@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _PLAIN_EVERY_SECONDS = 10.0
+_HEADLINES = (
+    "gold/gain", "proxy/gain", "win_rate/mean", "kl/mean", "eval/accuracy", "eval/loss", "train/loss",
+    "objective/scores", "objective/kl",
+)  # fmt: skip
 
 
 class Console:
@@ -19,7 +23,8 @@ class Console:
         self._is_terminal = sys.stderr.isatty()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._what = ""
+        self._phase: tuple[str, int] | None = None
+        self._done = self._done_at_start = 0
         self._started = 0.0
         self._last_plain = 0.0
 
@@ -31,10 +36,12 @@ class Console:
             print(text, file=sys.stderr, flush=True)
 
     def progress(self, stage: str, done: int, total: int, what: str) -> None:
-        """Show how far a stage is. Each `what` is counted on its own."""
-        if what != self._what:
+        """Show how far a stage is. A count that starts again, or has another end, is a phase of its own."""
+        if (stage, total) != self._phase or done < self._done:
             self.end_progress()
-            self._what, self._started, self._last_plain = what, time.monotonic(), time.monotonic()
+            self._phase, self._started, self._last_plain = (stage, total), time.monotonic(), time.monotonic()
+            self._done_at_start = done
+        self._done = done
         if self._is_terminal:
             self._draw(stage, done, total, what)
         elif done >= total or time.monotonic() - self._last_plain >= _PLAIN_EVERY_SECONDS:
@@ -46,17 +53,19 @@ class Console:
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
-        self._what = ""
+        self._phase = None
 
     def _rate(self, done: int, total: int) -> str:
         elapsed = time.monotonic() - self._started
-        if done <= 0 or elapsed < 1 or done >= total:
+        new = done - self._done_at_start
+        if new <= 0 or elapsed < 1 or done >= total:
             return ""
-        left = elapsed / done * (total - done)
-        return f", {done / elapsed:.2f}/s, {duration(left)} left"
+        left = elapsed / new * (total - done)
+        return f", {new / elapsed:.2f}/s, {duration(left)} left"
 
     def _draw(self, stage: str, done: int, total: int, what: str) -> None:
         from rich.console import Console as RichConsole
+        from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         if self._bar is None:
@@ -69,12 +78,12 @@ class Console:
                 console=RichConsole(stderr=True),
                 transient=True,
             )
-            self._task = self._bar.add_task(f"{stage}: {what}", total=total, rate="")
+            self._task = self._bar.add_task(stage, total=total, rate="")
             self._bar.start()
         assert self._task is not None
-        elapsed = time.monotonic() - self._started
-        rate = f"{done / elapsed:.2f}/s" if done and elapsed > 1 else ""
-        self._bar.update(self._task, completed=done, total=total, rate=rate)
+        elapsed, new = time.monotonic() - self._started, done - self._done_at_start
+        rate = f"{new / elapsed:.2f}/s" if new and elapsed > 1 else ""
+        self._bar.update(self._task, completed=done, total=total, rate=rate, description=f"{stage}: {escape(what)}")
 
 
 def duration(seconds: float | None) -> str:
@@ -92,10 +101,11 @@ def duration(seconds: float | None) -> str:
 
 
 def metrics_text(metrics: Mapping[str, Any], limit: int = 4) -> str:
-    """The first few figures of a stage on one line."""
-    shown = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)]
-    more = f", and {len(shown) - limit} more" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + more
+    """A few figures of a stage on one line: those that say how it went, else the first ones."""
+    chosen = [name for name in _HEADLINES if name in metrics] or list(metrics)
+    numbers = {name: metrics[name] for name in chosen if isinstance(metrics[name], int | float)}
+    shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
+    return ", ".join(shown[:limit])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -34,7 +34,7 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
     console = Console()
     lease: ServerLease | None = None
     tracker: Tracker | None = None
-    with _warnings_on(console), _terminable():
+    with _warnings_on(console), _terminable(), _restored("PREFECT_API_URL"):
         try:
             console.line(f"run {run.name} in {run.path}")
             set_environment(stage_environment(config, config_dir))
@@ -65,7 +65,9 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
 
 
 def _run_on(lease: ServerLease, session: Session) -> None:
-    # Before prefect is imported, since it reads them then. Its terminal output repeats ours; what it logs is on the run's page.
+    # Before prefect is imported: its background threads have the settings of that moment. What it prints on the
+    # terminal repeats what we print; what it logs is on the page of the run.
+    os.environ["PREFECT_API_URL"] = lease.api_url
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from pipeline.flow import run_flow
@@ -127,6 +129,18 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _restored(name: str) -> Iterator[None]:
+    """Put an environment variable back: the next run in this process must not take our server for the user's."""
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
 
 
 class _ConsoleHandler(logging.Handler):

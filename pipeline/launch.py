@@ -3,6 +3,8 @@
 All ways lead through `stages.run`, and a stage cannot tell them apart.
 """
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -32,6 +34,8 @@ _LOGGERS = ("stages", "data", "rewards")
 _PROGRESS = "::progress:: "
 _USER_ERROR = "::user-error:: "
 _TAIL_LINES = 20
+# Last line of a rank's traceback; the launcher's own, which follows, says only that a rank failed.
+_RANK_ERROR = re.compile(r"^\[rank\d+\]: ([\w.]+(?:Error|Exception)\b.*)")
 # Last line of a traceback whose cause lies in the network, as printed by a child.
 _CONNECTION_ERROR = re.compile(
     r"^[\w.]*(ConnectionError|ConnectTimeout|ReadTimeout|ConnectError|TimeoutError|HfHubHTTPError)\b"
@@ -84,13 +88,14 @@ def execute(spec: StageSpec, launch: LaunchConfig, log: Log, progress: Progress)
 
         if launch.mode == "inline":
             with _forwarded_loggers(write):
-                return _execute_inline(spec, file, progress)
+                return _execute_inline(spec, file, write, progress)
         return _execute_in_process(spec, launch, write, progress)
 
 
-def _execute_inline(spec: StageSpec, log_file: TextIO, progress: Progress) -> dict[str, Any]:
+def _execute_inline(spec: StageSpec, log_file: TextIO, log: Log, progress: Progress) -> dict[str, Any]:
     try:
-        return run_stage(spec, progress)
+        with contextlib.redirect_stdout(_LineWriter(log)):  # trainers print their figures
+            return run_stage(spec, progress)
     except UserError:
         raise
     except Exception:  # of whatever kind: a process of its own would leave its traceback in the log, too
@@ -105,6 +110,7 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
     command = _command(spec, launch, spec_path)
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     user_errors: list[str] = []
+    causes: list[str] = []
 
     def on_line(line: str) -> None:
         before, marker, payload = line.partition(_USER_ERROR)
@@ -116,6 +122,8 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
             progress(*json.loads(payload))
             return
         tail.append(before)
+        if match := _RANK_ERROR.match(before):
+            causes.append(match[1])
         log(before)
 
     try:
@@ -128,8 +136,9 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
     if user_errors:
         raise UserError(user_errors[0])
     lines = "\n".join(f"  | {line}" for line in tail if line.strip())
-    text = f"{spec.stage}: its process ended with {_status_words(status)}. Its last lines:\n{lines}"
-    if any(_CONNECTION_ERROR.match(line) for line in tail):
+    cause = f": {causes[0]}" if causes else ""
+    text = f"{spec.stage}: its process ended with {_status_words(status)}{cause}. Its last lines:\n{lines}"
+    if any(_CONNECTION_ERROR.match(line) for line in (*tail, *causes)):
         raise ConnectionError(text)
     raise StageError(text)
 
@@ -189,6 +198,22 @@ def _status_words(status: int) -> str:
     name = signal.Signals(-status).name
     memory = " (the system ends processes so when memory runs out)" if name == "SIGKILL" else ""
     return f"signal {name}{memory}"
+
+
+class _LineWriter(io.TextIOBase):
+    """A text stream that hands on each line once it is whole."""
+
+    def __init__(self, write: Log) -> None:
+        super().__init__()
+        self._write = write
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        """Take text; of a line that redraws itself only what stood last is handed on."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._write(line.rpartition("\r")[2])
+        return len(text)
 
 
 class _LineHandler(logging.Handler):

@@ -168,7 +168,7 @@ def _way_out(owner: type[BaseModel] | None, name: str) -> str:
 def _tag_of(problem: Mapping[str, Any], found: str) -> str:
     context = problem.get("ctx", {})
     if "discriminator" in context:
-        return f"{context['discriminator']} {context.get('tag', '')!r}"
+        return f"{context['discriminator'].strip(chr(39))} {context.get('tag', '')!r}"
     return found
 
 

@@ -214,12 +214,11 @@ def _sample(index: int, row: dict[str, Any]) -> str:
     sides = []
     for side, title in (("before", "SFT"), ("after", "PPO")):
         won = f'<span class="won">higher: {" and ".join(wins[side])}</span>' if wins[side] else ""
-        mark = (
-            " winner" if wins[side] and len(wins[side]) >= len(wins["after" if side == "before" else "before"]) else ""
-        )
+        other = "after" if side == "before" else "before"
+        mark = " winner" if len(wins[side]) > len(wins[other]) else ""
         sides.append(
             f'<div class="response{mark}"><p class="side"><b>{title}</b>{won}</p>'
-            f'<div class="text" dir="auto">{escape(str(row.get(side, "")))}</div>'
+            f'<div class="text" dir="auto">{escape(str(row.get(side, "")).strip())}</div>'
             f'<p class="chips">{"".join(chips[side])}</p></div>'
         )
     return (

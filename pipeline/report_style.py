@@ -107,7 +107,7 @@ font-variant-numeric:tabular-nums}
 .edge.s0{stroke:var(--s0)}.edge.s1{stroke:var(--s1)}.edge.s2{stroke:var(--s2)}.edge.s3{stroke:var(--s3)}
 .edge.s4{stroke:var(--s4)}.edge.s5{stroke:var(--s5)}
 @media (max-width:700px){main{padding:18px 12px 40px}.lineage.wide{display:none}.lineage.narrow{display:block}
-.sides{grid-template-columns:1fr}h1{font-size:1.5rem}.verdict{padding:14px}
+.sides{grid-template-columns:1fr}tbody th{white-space:normal}h1{font-size:1.5rem}.verdict{padding:14px}
 .verdict li{grid-template-columns:66px 1fr}th,td{padding:8px 10px}}
 @media print{body{background:#fff}main{max-width:none;padding:0}nav{display:none}.text{max-height:none}
 .card,.tile,.verdict{break-inside:avoid}}

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -35,10 +36,11 @@ _POLL_SECONDS = 0.25
 class ServerLease:
     """The use of a server by this process; `release` stops the server if nobody else uses it."""
 
-    def __init__(self, api_url: str, folder: Path | None) -> None:
-        """Use `lease_server`. Without a folder the server is the user's own and is left alone."""
+    def __init__(self, api_url: str, client_file: Path | None) -> None:
+        """Use `lease_server`. Without a client file the server is the user's own and is left alone."""
         self.api_url = api_url
-        self._folder = folder
+        self._client_file = client_file
+        self._folder = None if client_file is None else client_file.parent
 
     @property
     def is_ours(self) -> bool:
@@ -84,12 +86,13 @@ class ServerLease:
 
     def release(self) -> None:
         """Stop using the server; the last one to leave stops it."""
-        if self._folder is None:
+        if self._client_file is None:
             return
-        with _locked(self._folder):
-            _client_file(self._folder).unlink(missing_ok=True)
-            if not _live_clients(self._folder):
-                _stop_server(self._folder)
+        folder = self._client_file.parent
+        with _locked(folder):
+            self._client_file.unlink(missing_ok=True)
+            if not _live_clients(folder):
+                _stop_server(folder)
 
 
 def configured_api_url() -> str | None:
@@ -126,8 +129,10 @@ def lease_server() -> ServerLease:
             # Left by a killed run, and nobody waits for it: do not inherit a server that hangs.
             _stop_server(folder)
             state = _start_server(folder)
-        _client_file(folder).write_text(json.dumps(_identity(os.getpid())), encoding="utf-8")
-    return ServerLease(state["api_url"], folder)
+        # One file a lease, not a process: a program may run several flows at a time.
+        client_file = folder / f"client-{os.getpid()}-{secrets.token_hex(4)}.json"
+        client_file.write_text(json.dumps(_identity(os.getpid())), encoding="utf-8")
+    return ServerLease(state["api_url"], client_file)
 
 
 def _start_server(folder: Path) -> dict[str, Any]:
@@ -214,10 +219,6 @@ def _is_alive(identity: dict[str, Any]) -> bool:
         return abs(process.create_time() - identity["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, KeyError):
         return False
-
-
-def _client_file(folder: Path) -> Path:
-    return folder / f"client-{os.getpid()}.json"
 
 
 def _live_clients(folder: Path) -> list[Path]:

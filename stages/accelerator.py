@@ -119,6 +119,7 @@ def shared_training_arguments(
         "remove_unused_columns": False,
         "logging_steps": 1,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would log a NaN loss as the mean of the losses before
         "disable_tqdm": True,
         "report_to": "none",
     }

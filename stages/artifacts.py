@@ -89,7 +89,12 @@ def publish_payload(payload_dir: Path, store_dir: Path) -> tuple[str, dict[str, 
         shutil.rmtree(target)
     for path in payload_files(payload_dir):
         path.chmod(0o444)
-    os.rename(payload_dir, target)
+    try:
+        os.rename(payload_dir, target)
+    except OSError:  # another run published the same content in the meantime
+        if not target.exists() or file_digests(target) != digests:
+            raise
+        shutil.rmtree(payload_dir)
     return digest, digests
 
 
@@ -143,10 +148,11 @@ def find_artifact(store_dir: Path, fingerprint: str) -> Artifact | None:
     manifest = read_record(store_dir, fingerprint)
     if manifest is None:
         return None
-    stored = artifact_from_json({**manifest["artifact"], "path": str(store_dir / manifest["artifact"]["digest"])})
     try:
+        recorded = manifest["artifact"]
+        stored = artifact_from_json({**recorded, "path": str(store_dir / recorded["digest"])})
         verify_artifact(stored, manifest["files"])
-    except ArtifactError:
+    except (ArtifactError, KeyError, TypeError):
         return None
     return stored
 

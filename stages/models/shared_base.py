@@ -26,17 +26,19 @@ from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from data.collators import PromptResponseBatch
-from stages.algorithms.logprobs import chunked_logprobs
+from stages.algorithms.logprobs import chunked_logprobs, chunked_logprobs_and_entropy
 from stages.algorithms.masking import position_ids_from_mask
 from stages.models.config import ModelConfig
 from stages.models.loading import disable_dropout
 from stages.models.logits_head import LogitsHead
 from stages.models.tuning import attach_adapter, load_adapter_weights, lora_config
 
-# Rows of hidden states whose logits exist at once: 1024 x 128k tokens x 4 bytes = 0.5 GiB.
-LOGITS_CHUNK_ROWS = 1024
+# Logits that exist at once, in bytes of float32. On a CPU a block of this size stays on the heap: larger ones
+# are mapped and cleared anew for each chunk, which took a quarter of a PPO step's time. A GPU wants long products.
+_LOGITS_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 
 
 class SharedBase:
@@ -52,6 +54,11 @@ class SharedBase:
         loaded.requires_grad_(False)
         loaded.eval()
         disable_dropout(loaded)
+        # A model's own sampling settings (repetition penalty, top-p ...) would fill what a call leaves open.
+        loaded.generation_config = GenerationConfig()
+        # A slice of hidden states that is not contiguous makes the product with the head copy the whole
+        # vocabulary's weights once a row: 5 GB, and half the time of generating 96 x 24 tokens.
+        loaded.get_output_embeddings().register_forward_pre_hook(_make_contiguous)
         self._base = loaded
         self._lora_config = lora_config(
             model.model_copy(update={"tuning": model.tuning.model_copy(update={"dropout": 0.0})}),
@@ -61,6 +68,8 @@ class SharedBase:
         self._peft: PeftModel | None = None
         self._layers: list[BaseTunerLayer] = []
         self._head = LogitsHead.of(loaded)
+        vocabulary = loaded.get_output_embeddings().weight.shape[0]
+        self._chunk_rows = max(_LOGITS_CHUNK_BYTES[loaded.device.type] // (4 * vocabulary), 1)
         self._takes_positions = "position_ids" in inspect.signature(loaded.base_model.forward).parameters
 
     @property
@@ -153,7 +162,7 @@ class SharedBase:
     def response_logprobs(
         self, batch: PromptResponseBatch, *, temperature: float
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        """Log-probability and entropy of each response token under the active role.
+        """Log-probability and entropy of each response token under the active role, for measuring.
 
         Args:
             batch: Left-padded prompts and right-padded responses.
@@ -163,23 +172,43 @@ class SharedBase:
             logprobs: In nats; 0 on padding.
             entropy: Of the distribution that the token was drawn from, in nats; 0 on padding.
         """
-        mask = batch.response_mask
-        logprobs = torch.zeros(mask.shape, device=mask.device)
-        entropy = torch.zeros(mask.shape, device=mask.device)
-        head: Callable[[Tensor], Tensor] = self._head or _identity
-        hidden = self._own_logits(batch) if self._head is None else self.response_hidden_states(batch)
-        rows = hidden[mask]
-        found_logprobs, found_entropy = chunked_logprobs(
-            rows, batch.response_ids[mask], head=head, temperature=temperature, chunk_size=LOGITS_CHUNK_ROWS
+        head, rows = self._head_and_rows(batch)
+        logprobs, entropy = chunked_logprobs_and_entropy(
+            rows,
+            batch.response_ids[batch.response_mask],
+            head=head,
+            temperature=temperature,
+            chunk_size=self._chunk_rows,
         )
-        return (
-            logprobs.masked_scatter(mask, found_logprobs.to(logprobs.dtype)),
-            entropy.masked_scatter(mask, found_entropy.to(entropy.dtype)),
+        return _scatter(logprobs, batch.response_mask), _scatter(entropy, batch.response_mask)
+
+    def training_logprobs(self, batch: PromptResponseBatch, *, temperature: float) -> Float[Tensor, "B T"]:
+        """Log-probability of each response token under the active role, for one backward.
+
+        Same values as `response_logprobs`; see there for the arguments.
+        """
+        head, rows = self._head_and_rows(batch)
+        logprobs = chunked_logprobs(
+            rows,
+            batch.response_ids[batch.response_mask],
+            head=head,
+            temperature=temperature,
+            chunk_size=self._chunk_rows,
         )
+        return _scatter(logprobs, batch.response_mask)
 
     def generate(self, input_ids: Int[Tensor, "B P"], attention_mask: Bool[Tensor, "B P"], **settings: Any) -> Any:
-        """Transformers' own `generate` under the active role."""
-        return self._base.generate(input_ids=input_ids, attention_mask=attention_mask.long(), **settings)
+        """Transformers' own `generate` under the active role.
+
+        In evaluation mode: in training mode, activation checkpointing drops the key-value cache while `generate`
+        passes on only the newest token, so that each token would be drawn without the ones before it.
+        """
+        training = self._base.training
+        self._base.eval()
+        try:
+            return self._base.generate(input_ids=input_ids, attention_mask=attention_mask.long(), **settings)
+        finally:
+            self._base.train(training)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass.
@@ -189,6 +218,12 @@ class SharedBase:
         """
         self._base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._base.train()
+
+    def _head_and_rows(self, batch: PromptResponseBatch) -> tuple[Callable[[Tensor], Tensor], Float[Tensor, "N D"]]:
+        """The head, and what it is applied to at each of the N response tokens."""
+        if self._head is None:
+            return _identity, self._own_logits(batch)[batch.response_mask]
+        return self._head, self.response_hidden_states(batch)[batch.response_mask]
 
     def _own_logits(self, batch: PromptResponseBatch) -> Float[Tensor, "B T V"]:
         """Logits by the model's own head, for heads that `LogitsHead` does not know."""
@@ -223,6 +258,16 @@ class SharedBase:
             for key, parameter in self.peft_model.named_parameters()
             if marker in key and "lora_" in key
         }
+
+
+def _scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Put the values of the real tokens back into rows; 0 on padding."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
+
+
+def _make_contiguous(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Forward pre-hook: the same input, contiguous."""
+    return (arguments[0].contiguous(), *arguments[1:])
 
 
 def _identity(rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ learns to stop. The embedding is never resized, since adapters, vLLM and the sav
 shape.
 """
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 NEW_PAD_TOKEN = "<|rlhf_pad|>"
 """Text of the token that is put on an unused embedding row."""
+
+_CIRCUMSTANCES = ("is_local", "local_files_only", "name_or_path")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,19 @@ def load_tokenizer(base: Path | str, model: ModelConfig, config_dir: Path | None
         path = local_file(model.chat_template, config_dir, "model.chat_template")
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     return tokenizer
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Save a tokenizer: the same one gives the same bytes, wherever and however it was loaded.
+
+    transformers also writes down whether it came from a local folder and whether the hub was out of reach.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in _CIRCUMSTANCES:
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def choose_pad_token(

@@ -16,7 +16,7 @@ from stages.models.scalar_head import ScoreHead, ScoreNormalization, ValueHead
 from stages.models.score_model import SharedBaseScoreModel
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
-from stages.models.tokenizer import load_tokenizer
+from stages.models.tokenizer import load_tokenizer, save_tokenizer
 from stages.models.tuning import check_adapter, save_adapter, score_weight
 from stages.ppo.config import PPOConfig
 from stages.ppo.experience import PPOModels
@@ -105,7 +105,7 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     finally:
         engine.close()
     save_adapter(shared_base.peft_model, "policy", context.payload_dir, base_spec=model.base)
-    tokenizer.save_pretrained(context.payload_dir)
+    save_tokenizer(tokenizer, context.payload_dir)
     metrics |= {"data/prompts": float(len(prompts)), "data/dropped": float(dropped)}
     return StageOutput(
         metrics,
@@ -130,7 +130,7 @@ def _train(
             config.steps,
             f"score {metrics['objective/scores']:+.2f}, KL {metrics['objective/kl']:.2f}",
         )
-    if trainer.num_bad_steps and trainer.num_bad_steps == config.steps:
+    if trainer.num_bad_steps == trainer.num_updates:
         raise StageError("ppo: every update was skipped as not finite; lower `ppo.learning_rate`")
     return metrics
 

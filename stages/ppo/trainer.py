@@ -70,6 +70,7 @@ class PPOTrainer:
         self.seed = seed
         self.kl_controller = KLController(config.kl_controller, config.kl_coef)
         self.score_shaper = ScoreShaper(config)
+        _warn_of_biased_kl(config)
         self.num_steps = 0
         self.num_bad_steps = 0
         self.policy_parameters = models.shared_base.parameters("policy")
@@ -85,8 +86,10 @@ class PPOTrainer:
             eps=config.adam_epsilon,
             weight_decay=0.0,
         )
-        total = config.steps * config.num_ppo_epochs * (config.batch_size // config.minibatch_size)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: max(1.0 - step / total, 0.0))
+        self.num_updates = config.steps * config.num_ppo_epochs * (config.batch_size // config.minibatch_size)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: max(1.0 - step / self.num_updates, 0.0)
+        )
 
     def step(self, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
         """Act, judge, learn.
@@ -217,7 +220,7 @@ class PPOTrainer:
         )
         # A role encloses its backward: activation checkpointing runs the forward again in it.
         with base.role("policy"):
-            logprobs, _ = base.response_logprobs(batch, temperature=config.rollout.temperature)
+            logprobs = base.training_logprobs(batch, temperature=config.rollout.temperature)
             policy = ppo_policy_loss(
                 logprobs,
                 old_logprobs,
@@ -276,3 +279,18 @@ class PPOTrainer:
                 f"implementations: the engine runs another adapter, base or temperature (adapter version "
                 f"{self.rollout_engine.version})"
             )
+
+
+def _warn_of_biased_kl(config: PPOConfig) -> None:
+    """Name a combination whose gradient is not that of the KL (see the header of `stages.algorithms.kl`)."""
+    match config.kl_placement, config.kl_estimator:
+        case ("reward", "k1") | ("loss", "k2"):
+            return
+        case "loss", "k1":
+            what = "has expected gradient 0 and holds nothing"
+        case _:
+            what = "has a gradient that is not that of the KL"
+    logger.warning(
+        "ppo.kl_estimator=%s with ppo.kl_placement=%s %s; `k1` in the reward and `k2` in the loss are unbiased",
+        config.kl_estimator, config.kl_placement, what,
+    )  # fmt: skip

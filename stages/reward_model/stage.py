@@ -29,7 +29,7 @@ from stages.models.scalar_head import ScoreHead, ScoreNormalization
 from stages.models.score_model import SharedBaseScoreModel
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
-from stages.models.tokenizer import load_tokenizer
+from stages.models.tokenizer import load_tokenizer, save_tokenizer
 from stages.models.tuning import (
     attach_adapter,
     check_adapter,
@@ -61,7 +61,7 @@ def run(
         `eval/*` on held-out pairs, `normalization/{shift,scale}`, counts.
 
     Raises:
-        DataError: No pair is left after dropping those over `max_length`.
+        DataError: No pair is left after dropping those over `max_length`, or no prompt to normalise on.
     """
     base = resolve_base(model, context.config_dir)
     sft_folder = inputs["policy"].path
@@ -103,7 +103,7 @@ def run(
     if not is_main_process():
         return StageOutput({})
     save_adapter(trainer.accelerator.unwrap_model(trainer.model), "default", context.payload_dir, base_spec=model.base)
-    tokenizer.save_pretrained(context.payload_dir)
+    save_tokenizer(tokenizer, context.payload_dir)
     del trainer, peft_model, classifier
     metrics = {
         "data/train": float(len(train)),
@@ -172,7 +172,13 @@ def _normalization(
     seed: int,
 ) -> ScoreNormalization:
     """Mean (and deviation) of the raw scores on responses of the SFT policy."""
-    kept, _ = drop_long(prompts, config.max_prompt_tokens)
+    kept, dropped = drop_long(prompts, config.max_prompt_tokens)
+    if not kept:
+        raise DataError(
+            f"reward_model: all {dropped} prompts are longer than "
+            f"reward_model.normalization.max_prompt_tokens={config.max_prompt_tokens}; the scores are normalised on "
+            f"responses to them: raise that limit"
+        )
     chosen = [prompts[index] for index in kept[: config.num_prompts]]
     rollouts = engine.generate(chosen, config.sampling, seed=seed)
     scores = torch.tensor(

@@ -17,6 +17,7 @@ from data.collators import left_pad
 from stages.models.shared_base import SharedBase
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.contract import Rollout
+from stages.seeds import derive_seed
 
 
 class HFEngine:
@@ -53,36 +54,36 @@ class HFEngine:
         """Nothing is held beside the shared base."""
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int) -> list[Rollout]:
-        """Sample one response for each prompt; the random state outside is left as it was."""
-        devices = [self._base.device] if self._base.device.type == "cuda" else []
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int
+    ) -> list[Rollout]:
+        """Sample one response for each prompt; torch's own random state is neither read nor moved."""
         rollouts: list[Rollout] = []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            for start in range(0, len(prompts), self._batch_size):
-                rollouts += self._generate_batch(prompts[start : start + self._batch_size], sampling)
+        for start in range(0, len(prompts), self._batch_size):
+            part = prompts[start : start + self._batch_size]
+            seeds = [derive_seed(seed, "row", start + row) for row in range(len(part))]
+            rollouts += self._generate_batch(part, sampling, seeds)
         return rollouts
 
-    def _generate_batch(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Rollout]:
+    def _generate_batch(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> list[Rollout]:
         input_ids, attention_mask = left_pad(prompts, self._pad_token_id)
-        recorder = _LogprobRecorder(sampling.temperature)
+        sampler = _Sampler(sampling, seeds, self._base.device)
         with self._base.role(self._role):
             sequences = self._base.generate(
                 input_ids.to(self._base.device),
                 attention_mask.to(self._base.device),
                 generation_config=GenerationConfig(
-                    do_sample=True,
-                    temperature=1.0,  # the recorder divides, so that it sees what is sampled from
-                    top_k=0,
-                    top_p=1.0,
+                    do_sample=False,  # the sampler leaves one token only
                     max_new_tokens=sampling.max_new_tokens,
                     eos_token_id=self._eos_token_id,
                     pad_token_id=self._pad_token_id,
                 ),
-                logits_processor=LogitsProcessorList([recorder]),
+                logits_processor=LogitsProcessorList([sampler]),
             )
         responses = sequences[:, input_ids.shape[1] :]
-        logprobs = recorder.finish(responses)
+        logprobs = torch.stack(sampler.logprobs, dim=1)
         return [
             self._rollout(prompt, ids, values)
             for prompt, ids, values in zip(prompts, responses.tolist(), logprobs.tolist(), strict=True)
@@ -94,30 +95,28 @@ class HFEngine:
         return Rollout(tuple(prompt), tuple(ids[:length]), tuple(logprobs[:length]), finished)
 
 
-class _LogprobRecorder(LogitsProcessor):  # type: ignore[misc]
-    """Divides logits by the temperature and remembers the log-probability of each token that was drawn.
+class _Sampler(LogitsProcessor):  # type: ignore[misc]
+    """Draws each token by the inverse of the cumulative distribution, and remembers its log-probability.
 
-    At each step the token of the step before is known, so one step's log-probabilities are enough: [B V]
-    lives, never [B T V].
+    Every row has a random stream of its own, so a response does not depend on what it is batched with; one
+    uniform number a token is all that is drawn, where `torch.multinomial` draws one for each token of the
+    vocabulary (110 of 200 ms a step for 96 rows of 49152 on two cores).
     """
 
-    def __init__(self, temperature: float) -> None:
-        self._temperature = temperature
-        self._last: Float[Tensor, "B V"] | None = None
-        self._drawn: list[Float[Tensor, " B"]] = []
+    def __init__(self, sampling: SamplingConfig, seeds: Sequence[int], device: torch.device) -> None:
+        self._temperature = sampling.temperature
+        draws = [
+            torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            for seed in seeds
+        ]
+        self._draws = torch.stack(draws, dim=1).to(device)  # [T B]
+        self.logprobs: list[Float[Tensor, " B"]] = []
 
     def __call__(self, input_ids: Int[Tensor, "B S"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        if self._last is not None:
-            self._drawn.append(_picked(self._last, input_ids[:, -1]))
-        scores = scores.float() / self._temperature
-        self._last = torch.log_softmax(scores, dim=-1)
-        return scores
-
-    def finish(self, responses: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """All log-probabilities, those of the last step included."""
-        assert self._last is not None
-        return torch.stack([*self._drawn, _picked(self._last, responses[:, -1])], dim=1)
-
-
-def _picked(logprobs: Float[Tensor, "B V"], ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    return logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
+        """Rule out every token but the drawn one."""
+        logprobs = torch.log_softmax(scores.float() / self._temperature, dim=-1)
+        cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
+        threshold = self._draws[len(self.logprobs)].unsqueeze(1) * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, threshold, right=True).clamp(max=scores.shape[1] - 1)
+        self.logprobs.append(logprobs.gather(1, drawn).squeeze(1))
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)

@@ -28,7 +28,7 @@ from stages.contract import Artifact, StageContext, StageOutput
 from stages.models.config import ModelConfig
 from stages.models.loading import embedding_rows, load_causal_lm
 from stages.models.sources import resolve_base
-from stages.models.tokenizer import choose_pad_token, load_tokenizer
+from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_tokenizer
 from stages.models.tuning import attach_adapter, lora_config, save_adapter
 from stages.sft.config import SFTConfig
 
@@ -95,7 +95,7 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         save_adapter(
             trainer.accelerator.unwrap_model(trainer.model), "default", context.payload_dir, base_spec=model.base
         )
-        tokenizer.save_pretrained(context.payload_dir)
+        save_tokenizer(tokenizer, context.payload_dir)
     return StageOutput(metrics, notes={"pad_token": asdict(pad)})
 
 

@@ -35,13 +35,13 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One server for all tests: a new one for each would take ten seconds a test."""
     patch = pytest.MonkeyPatch()
     patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+    patch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     patch.delenv("PREFECT_API_URL", raising=False)
     lease = lease_server()
     lease.wait_until_healthy()
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: lease.api_url}):
-        yield lease.api_url
+    # Before prefect is imported: its background threads have the settings of that moment.
+    patch.setenv("PREFECT_API_URL", lease.api_url)
+    yield lease.api_url
     lease.release()
     patch.undo()
 
@@ -241,6 +241,7 @@ def test_cancelled_run_leaves_no_process(folder: Path, monkeypatch: pytest.Monke
         "from pipeline.cli import main\n"
         "sys.exit(main(['run', 'c.yaml', '--set', 'launch.mode=process', '--run', 'c']))\n"
     )
+    monkeypatch.delenv("PREFECT_API_URL")  # the run finds the shared server by itself, and leaves it running
     environment = {**os.environ, "RLHF_STAND_IN": "data=hang", "PYTHONPATH": str(ROOT)}
     with (folder / "err.txt").open("wb") as output:
         process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=output)
@@ -261,3 +262,4 @@ def test_cancelled_run_leaves_no_process(folder: Path, monkeypatch: pytest.Monke
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(read_run(folder, "c")["prefect"]["flow_run_id"]).state
         assert state is not None and state.name == "Crashed"
+    assert len(list(Path(os.environ["PREFECT_HOME"], "rlhf-server").glob("client-*.json"))) == 1

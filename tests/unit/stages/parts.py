@@ -9,7 +9,7 @@ import torch
 from data.collators import PromptResponseBatch
 from data.schema import Demonstration, PreferencePair, PromptRecord, Record, write_records
 from stages.artifacts import combine_digests, file_digests
-from stages.contract import Artifact, DatasetArtifact, StageName
+from stages.contract import Artifact, DatasetArtifact, StageName, artifact_from_json
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm, load_sequence_classifier
 from stages.models.shared_base import SharedBase
@@ -101,16 +101,17 @@ def same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
 
 _PEOPLE = ("Anna", "Ben", "Clara", "Deniz", "Emil", "Fatou", "Goran", "Hana")
 _PLACES = ("room", "soup", "film", "view", "coffee", "street", "music", "staff")
-PROMPTS = tuple(f"{who} about the {what}:" for who in _PEOPLE for what in _PLACES)
+_VERBS = ("says", "asks")
+PROMPTS = tuple(f"{who} {verb} of the {what}:" for verb in _VERBS for who in _PEOPLE for what in _PLACES)
 
 
-def dataset(folder: Path, *, num_held_out: int = 12) -> DatasetArtifact:
+def dataset(folder: Path, *, num_held_out: int = 28) -> DatasetArtifact:
     """An artifact of the `data` stage with planted demonstrations and separable preferences.
 
     Demonstrations repeat one sentence. Chosen responses praise, rejected ones complain; which of the two is longer
     alternates, so that length says nothing.
     """
-    held_out, train = PROMPTS[:num_held_out], PROMPTS[num_held_out:]
+    held_out, train = PROMPTS[:num_held_out], PROMPTS[num_held_out:]  # 28 and 100
     for split, prompts in (("train", train), ("held_out", held_out)):
         records: dict[str, list[Record]] = {
             "demonstrations": [Demonstration(prompt=prompt, response=" kind and great.") for prompt in prompts],
@@ -147,6 +148,20 @@ def stage_spec(
         }
         | other
     )
+
+
+class Executed(NamedTuple):
+    """One execution of a stage."""
+
+    spec: StageSpec
+    manifest: dict[str, Any]
+    artifact: Any
+
+
+def executed(spec: StageSpec) -> Executed:
+    """Execute a stage in this process."""
+    manifest = run_quietly(spec)
+    return Executed(spec, manifest, artifact_from_json(manifest["artifact"]))
 
 
 def run_quietly(spec: StageSpec) -> dict[str, Any]:

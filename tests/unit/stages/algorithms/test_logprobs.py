@@ -8,7 +8,12 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
-from stages.algorithms.logprobs import chunked_logprobs, entropy_from_logits, gather_logprobs
+from stages.algorithms.logprobs import (
+    chunked_logprobs,
+    chunked_logprobs_and_entropy,
+    entropy_from_logits,
+    gather_logprobs,
+)
 
 
 def reference_softmax(logits: list[float], temperature: float) -> list[float]:
@@ -42,7 +47,7 @@ def test_checklist_17_temperature_divides_the_logits(temperature: float) -> None
     token_ids = torch.tensor([[0, 5, 2], [1, 1, 4]])
     logprobs = gather_logprobs(logits, token_ids, temperature=temperature)
     entropy = entropy_from_logits(logits, temperature=temperature)
-    chunked, chunked_entropy = chunked_logprobs(
+    chunked, chunked_entropy = chunked_logprobs_and_entropy(
         logits.reshape(6, 6),
         token_ids.flatten(),
         head=lambda rows: rows,
@@ -102,15 +107,12 @@ def test_a_temperature_not_above_zero_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match=match):
         entropy_from_logits(logits, temperature=temperature)
     with pytest.raises(ValueError, match=match):
-        chunked_logprobs(logits[0], token_ids[0], head=lambda x: x, temperature=temperature, chunk_size=2)
+        chunked_logprobs_and_entropy(logits[0], token_ids[0], head=lambda x: x, temperature=temperature, chunk_size=2)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1e-3])
 def test_any_temperature_above_zero_is_taken(temperature: float) -> None:
-    assert (
-        gather_logprobs(torch.zeros(1, 1, 2), torch.zeros(1, 1, dtype=torch.long), temperature=temperature)
-        < 0
-    )
+    assert gather_logprobs(torch.zeros(1, 1, 2), torch.zeros(1, 1, dtype=torch.long), temperature=temperature) < 0
 
 
 def test_gradients_of_logprobs_and_entropy() -> None:
@@ -139,7 +141,7 @@ def run_whole_and_chunked(chunk_size: int, *, hidden_grad: bool) -> list[list[Te
         linear, head = make_head()
         hidden = random_logits(7, 4, seed=5).requires_grad_(hidden_grad)
         if chunked:
-            logprobs, entropy = chunked_logprobs(
+            logprobs, entropy = chunked_logprobs_and_entropy(
                 hidden, TOKENS, head=head, temperature=0.7, chunk_size=chunk_size
             )
         else:
@@ -171,7 +173,7 @@ def test_each_chunk_has_at_most_chunk_size_rows_and_is_made_again_in_the_backwar
         return head(rows)
 
     hidden = random_logits(7, 4).requires_grad_()
-    logprobs, entropy = chunked_logprobs(hidden, TOKENS, head=counting_head, temperature=1.0, chunk_size=3)
+    logprobs, entropy = chunked_logprobs_and_entropy(hidden, TOKENS, head=counting_head, temperature=1.0, chunk_size=3)
     assert rows_seen == [3, 3, 1]
     (logprobs.sum() + entropy.sum()).backward()
     assert sorted(rows_seen) == [1, 1, 3, 3, 3, 3]
@@ -186,7 +188,7 @@ def test_logits_are_not_kept_for_the_backward() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        chunked_logprobs(
+        chunked_logprobs_and_entropy(
             random_logits(7, 4).requires_grad_(), TOKENS, head=head, temperature=1.0, chunk_size=3
         )
     assert not [shape for shape in saved if shape[-1:] == (7,)]
@@ -199,7 +201,7 @@ def test_without_gradients_nothing_is_checkpointed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("stages.algorithms.logprobs.checkpoint", refuse)
     linear, head = make_head()
     with torch.no_grad():
-        logprobs, entropy = chunked_logprobs(
+        logprobs, entropy = chunked_logprobs_and_entropy(
             random_logits(7, 4), TOKENS, head=head, temperature=1.0, chunk_size=3
         )
     assert logprobs.shape == entropy.shape == (7,)
@@ -213,7 +215,7 @@ def test_a_head_with_random_numbers_draws_the_same_in_the_backward() -> None:
         drawn.append(torch.randn(rows.shape[0], 5, dtype=torch.float64))
         return rows * drawn[-1]
 
-    logprobs, _ = chunked_logprobs(
+    logprobs, _ = chunked_logprobs_and_entropy(
         hidden, torch.tensor([0, 1, 2, 3]), head=noisy_head, temperature=1.0, chunk_size=4
     )
     logprobs.sum().backward()
@@ -222,21 +224,80 @@ def test_a_head_with_random_numbers_draws_the_same_in_the_backward() -> None:
 
 
 def test_no_rows_give_no_values() -> None:
-    logprobs, entropy = chunked_logprobs(
+    logprobs, entropy = chunked_logprobs_and_entropy(
         torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), head=lambda x: x, temperature=1.0, chunk_size=2
     )
     assert logprobs.shape == entropy.shape == (0,)
 
 
 def test_rows_and_tokens_must_be_as_many() -> None:
-    with pytest.raises(
-        (ValueError, TypeCheckError), match="zip|Type-check error"
-    ):  # the latter under the hook
+    with pytest.raises((ValueError, TypeCheckError), match="zip|Type-check error"):  # the latter under the hook
         tokens = torch.zeros(7, dtype=torch.long)
-        chunked_logprobs(torch.zeros(4, 3), tokens, head=lambda x: x, temperature=1.0, chunk_size=4)
+        chunked_logprobs_and_entropy(torch.zeros(4, 3), tokens, head=lambda x: x, temperature=1.0, chunk_size=4)
 
 
 @pytest.mark.parametrize("chunk_size", [0, -1])
 def test_a_chunk_size_below_one_is_refused(chunk_size: int) -> None:
     with pytest.raises(ValueError, match=rf"chunk_size={chunk_size} is below 1; it is a number of rows"):
-        chunked_logprobs(torch.zeros(7, 7), TOKENS, head=lambda x: x, temperature=1.0, chunk_size=chunk_size)
+        chunked_logprobs_and_entropy(
+            torch.zeros(7, 7), TOKENS, head=lambda x: x, temperature=1.0, chunk_size=chunk_size
+        )
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_precomputed_gradients_equal_those_of_autograd(chunk_size: int, temperature: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(11, 5, dtype=torch.float64)
+    hidden = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    token_ids = torch.tensor([0, 10, 3, 3, 7, 1, 5])
+    incoming = torch.tensor([1.0, -2.0, 0.0, 0.5, 3.0, -1.0, 0.25], dtype=torch.float64)
+
+    def head(rows: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(rows @ weight.T)  # a soft-capped head: its Jacobian differs from row to row
+
+    found = chunked_logprobs(hidden, token_ids, head=head, temperature=temperature, chunk_size=chunk_size)
+    (found_gradient,) = torch.autograd.grad((found * incoming).sum(), hidden)
+
+    # independent: log-softmax written out, differentiated by autograd
+    logits = torch.tanh(hidden @ weight.T) / temperature
+    expected = logits[torch.arange(7), token_ids] - torch.log(torch.exp(logits).sum(dim=1))
+    (expected_gradient,) = torch.autograd.grad((expected * incoming).sum(), hidden)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_gradient, expected_gradient)
+
+
+def test_precomputed_gradients_hold_one_chunk_of_logits_at_most() -> None:
+    rows_seen: list[int] = []
+
+    def head(rows: torch.Tensor) -> torch.Tensor:
+        rows_seen.append(rows.shape[0])
+        return torch.cat([rows, -rows], dim=1)
+
+    hidden = torch.randn(5, 3, requires_grad=True)
+    found = chunked_logprobs(hidden, torch.zeros(5, dtype=torch.long), head=head, temperature=1.0, chunk_size=2)
+    found.sum().backward()
+    assert rows_seen == [2, 2, 1]  # once each: the backward does not call the head again
+    assert hidden.grad is not None
+
+
+def test_precomputed_gradients_are_not_taken_where_none_is_needed() -> None:
+    flags: list[bool] = []
+
+    def head(rows: torch.Tensor) -> torch.Tensor:
+        flags.append((2 * rows).requires_grad)
+        return rows
+
+    hidden = torch.randn(2, 4)
+    chunked_logprobs(hidden, torch.tensor([0, 1]), head=head, temperature=1.0, chunk_size=2)
+    with torch.no_grad():
+        chunked_logprobs(hidden.requires_grad_(), torch.tensor([0, 1]), head=head, temperature=1.0, chunk_size=2)
+    assert flags == [False, False]
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_precomputed_gradients_refuse_a_chunk_without_rows(chunk_size: int) -> None:
+    with pytest.raises(ValueError, match=f"chunk_size={chunk_size} is below 1"):
+        chunked_logprobs(
+            torch.zeros(2, 2), torch.tensor([0, 1]), head=lambda x: x, temperature=1.0, chunk_size=chunk_size
+        )

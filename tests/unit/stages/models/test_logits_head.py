@@ -8,7 +8,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from data.collators import collate_episodes
-from stages.models import shared_base as shared_base_module
 from stages.models.loading import load_causal_lm
 from stages.models.logits_head import LogitsHead
 from stages.models.shared_base import SharedBase
@@ -44,20 +43,21 @@ def test_head_of_every_family_gives_the_models_own_logits(family: Family, folder
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("cohere", {"logit_scale": 7.0}), ("granite", {"logits_scaling": 0.125}), ("gpt_neox", {"tie_word_embeddings": 1})],
+    [("cohere", {"logit_scale": 7.0}), ("granite", {"logits_scaling": 0.125}), ("phi", {"partial_rotary_factor": 0.5})],
 )
-def test_scaled_heads(kind: str, settings: dict[str, Any]) -> None:
+def test_scaled_and_biased_heads(kind: str, settings: dict[str, Any]) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = AutoConfig.for_model(kind, vocab_size=40, num_key_value_heads=2, pad_token_id=0, **sizes, **settings)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            weight.mul_(8.0 if weight.ndim > 1 else 1.0)
+            weight.mul_(8.0) if weight.ndim > 1 else weight.add_(torch.linspace(0, 1, len(weight)))
     head = LogitsHead.of(model)
     ids = torch.tensor([[5, 6, 7]])
     assert head is not None
     assert head.scale == {"cohere": 7.0, "granite": 8.0}.get(kind, 1.0)
+    assert (head.projection.bias is not None) == (kind == "phi")
     with torch.no_grad():
         torch.testing.assert_close(head(model.base_model(ids).last_hidden_state), model(ids).logits)
 
@@ -76,9 +76,12 @@ def test_chunks_of_any_size_give_the_models_own_logprobs(
     shared = all_roles(folders(family))
     batch = collate_episodes(PROMPTS, RESPONSES, PAD)
     for chunk in (1, 5, 1024):
-        monkeypatch.setattr(shared_base_module, "LOGITS_CHUNK_ROWS", chunk)
+        monkeypatch.setattr(shared, "_chunk_rows", chunk)
+        with shared.role("policy"):
+            found = shared.training_logprobs(batch, temperature=1.3).detach()
         with shared.role("policy"), torch.no_grad():
-            found, _ = shared.response_logprobs(batch, temperature=1.3)
+            measured, _ = shared.response_logprobs(batch, temperature=1.3)
+            torch.testing.assert_close(found, measured, rtol=0, atol=1e-6)
             for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
                 logits = shared.peft_model.get_base_model()(torch.tensor([prompt + response])).logits
                 own = torch.log_softmax(logits[0, len(prompt) - 1 : -1] / 1.3, dim=-1)
@@ -98,8 +101,11 @@ def test_an_unknown_head_is_left_to_the_model_with_a_warning(
     shared.add_adapter("policy", own.policy, trainable=True)
     batch = collate_episodes(PROMPTS, RESPONSES, PAD)
     with shared.role("policy"):
-        found, entropy = shared.response_logprobs(batch, temperature=0.9)
+        found = shared.training_logprobs(batch, temperature=0.9)
         torch.autograd.backward(found.sum())
+        with torch.no_grad():
+            measured, entropy = shared.response_logprobs(batch, temperature=0.9)
+        torch.testing.assert_close(found.detach(), measured, rtol=0, atol=1e-6)
         for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
             with torch.no_grad():
                 logits = loaded(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]

@@ -73,8 +73,8 @@ def _losses(shared: SharedBase, batch: PromptResponseBatch) -> dict[str, Tensor]
     for role in ("policy", "critic", "policy"):
         with shared.role(role):
             if role == "policy":
-                logprobs, entropy = shared.response_logprobs(batch, temperature=0.8)
-                loss = (logprobs * logprobs + entropy).sum()
+                logprobs = shared.training_logprobs(batch, temperature=0.8)
+                loss = logprobs.square().sum()
             else:
                 loss = (head(shared.response_hidden_states(batch)) * batch.response_mask).square().sum()
             torch.autograd.backward(loss)
@@ -151,7 +151,7 @@ def test_checklist_48_base_and_reference_are_unchanged_by_the_updates(folders: F
     )
     for _ in range(3):
         with shared.role("policy"):
-            torch.autograd.backward(-shared.response_logprobs(batch, temperature=1.0)[0].sum())
+            torch.autograd.backward(-shared.training_logprobs(batch, temperature=1.0).sum())
         with shared.role("critic"):
             torch.autograd.backward(head(shared.response_hidden_states(batch)).square().sum())
         optimizer.step()

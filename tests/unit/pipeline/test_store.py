@@ -1,0 +1,172 @@
+"""What changes a fingerprint and what does not; the graph; the digest of the code."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline.store as store
+from pipeline.code_digest import import_closure, stage_code_digest
+from pipeline.config import PipelineConfig
+from pipeline.graph import downstream, stage_inputs, upstream
+from stages.contract import Artifact, DatasetArtifact, PolicyArtifact, StageName
+
+INPUTS: dict[str, Artifact] = {
+    "dataset": DatasetArtifact(path=Path("/d"), digest="d0"),
+    "policy": PolicyArtifact(path=Path("/p"), digest="p0"),
+}
+
+
+def configuration(**sections: Any) -> PipelineConfig:
+    values = {
+        "model": {"base": "some/model"},
+        "data": {"preferences": {"path": "pairs.jsonl"}},
+        "launch": {"device": "cpu"},
+        **sections,
+    }
+    return PipelineConfig.model_validate(values)
+
+
+def fingerprint(stage: StageName = "ppo", inputs: dict[str, Artifact] = INPUTS, **sections: Any) -> str:
+    return store.stage_fingerprint(configuration(**sections), stage, inputs, None)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"ppo": {"kl_coef": 0.2}},
+        {"ppo": {"steps": 101}},
+        {"model": {"base": "other/model"}},
+        {"model": {"base": "some/model", "revision": "abc"}},
+        {"model": {"base": "some/model", "tuning": {"rank": 8}}},
+        {"seed": 1},
+        {"launch": {"device": "cuda"}},
+    ],
+)
+def test_what_changes_it(sections: dict[str, Any]) -> None:
+    assert fingerprint(**sections) != fingerprint()
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"output_dir": "elsewhere"},
+        {"tracking": {"mode": "disabled"}},
+        {"launch": {"device": "cpu", "mode": "inline"}},
+        {"launch": {"device": "cpu", "mode": "accelerate", "num_processes": 2}},  # PPO runs in one process
+        {"sft": {"epochs": 2}},  # counts through the digest of SFT's artifact
+        {"evaluation": {"num_prompts": 4}},
+    ],
+)
+def test_what_does_not(sections: dict[str, Any]) -> None:
+    assert fingerprint(**sections) == fingerprint()
+
+
+def test_inputs_count_by_digest_and_role() -> None:
+    moved = {role: type(artifact)(Path("/x"), artifact.digest) for role, artifact in INPUTS.items()}
+    assert fingerprint(inputs=moved) == fingerprint()
+    changed = INPUTS | {"policy": PolicyArtifact(path=Path("/p"), digest="p1")}
+    assert fingerprint(inputs=changed) != fingerprint()
+    swapped: dict[str, Artifact] = {"dataset": INPUTS["policy"], "policy": INPUTS["dataset"]}
+    assert fingerprint(inputs=swapped) != fingerprint()
+
+
+def test_ranks_count_for_stages_that_train_on_them() -> None:
+    def on(mode: str, number: int, zero_stage: int = 2) -> str:
+        launch = {"device": "cpu", "mode": mode, "num_processes": number, "zero_stage": zero_stage}
+        return fingerprint("sft", launch=launch)
+
+    single = fingerprint("sft")
+    assert len({single, on("accelerate", 2), on("accelerate", 4), on("deepspeed", 2), on("deepspeed", 2, 3)}) == 5
+    assert on("accelerate", 2, 3) == on("accelerate", 2)
+
+
+def test_versions_of_the_packages_that_shape_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {stage: fingerprint(stage) for stage in ("sft", "evaluation")}
+    real = store.package_version
+    monkeypatch.setattr(store, "package_version", lambda name: "9" if name == "vaderSentiment" else real(name))
+    assert fingerprint("sft") == before["sft"]
+    assert fingerprint("evaluation") == before["evaluation"]
+    gold = {"evaluation": {"gold": {"type": "vader"}}}
+    with_nine = fingerprint("evaluation", **gold)
+    monkeypatch.undo()
+    assert fingerprint("evaluation", **gold) != with_nine
+    monkeypatch.setattr(store, "package_version", lambda name: "9" if name == "trl" else real(name))
+    assert fingerprint("sft") != before["sft"]
+
+
+def test_packages() -> None:
+    nf4 = {"model": {"base": "b", "quantization": "nf4"}}
+    assert "bitsandbytes" in store.shaping_packages(configuration(**nf4), "sft")
+    vllm = configuration(ppo={"rollout": {"engine": "vllm"}})
+    assert "vllm" in store.shaping_packages(vllm, "ppo")
+    assert "vllm" not in store.shaping_packages(vllm, "evaluation")
+    assert store.shaping_packages(configuration(), "data") == ()
+    hub = configuration(data={"preferences": {"hub": "a/b"}})
+    assert store.shaping_packages(hub, "data") == ("datasets",)
+
+
+def test_data_counts_by_bytes_and_not_by_model(tmp_path: Path) -> None:
+    rows = tmp_path / "pairs.jsonl"
+    data = {"preferences": {"path": str(rows)}}
+    rows.write_text("{}\n", encoding="utf-8")
+    before = fingerprint("data", {}, data=data)
+    assert fingerprint("data", {}, data=data, model={"base": "other"}, launch={"device": "cuda"}) == before
+    rows.write_text("{ }\n", encoding="utf-8")
+    assert fingerprint("data", {}, data=data) != before
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name, text in {
+        "stages/__init__.py": "",
+        "stages/sft/__init__.py": "",
+        "stages/sft/stage.py": "import os\nfrom stages import shared\n\ndef run():\n    from data.late import f\n",
+        "stages/shared.py": '"""Doc."""\nX = 1\n',
+        "stages/other.py": "Y = 1\n",
+        "data/__init__.py": "",
+        "data/late.py": "def f():\n    return 1\n",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_import_closure(tree: Path) -> None:
+    assert import_closure("stages.sft.stage", tree) == {
+        "stages.sft.stage", "stages", "stages.shared", "data.late",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "is_changed"),
+    [
+        ("stages/shared.py", '"""Another doc."""\n\nX = 1  # why\n', False),
+        ("stages/shared.py", '"""Doc."""\nX = 2\n', True),
+        ("data/late.py", "def f():\n    return 2\n", True),
+        ("data/late.py", 'def f():\n    """Doc."""\n    return 1\n', False),
+        ("stages/other.py", "Y = 2\n", False),
+    ],
+)
+def test_code_digest(tree: Path, tmp_path: Path, file: str, text: str, is_changed: bool) -> None:
+    from pipeline import code_digest
+
+    before = stage_code_digest("sft", tree)
+    (tree / file).write_text(text, encoding="utf-8")
+    code_digest._tree.cache_clear()
+    stage_code_digest.cache_clear()
+    assert (stage_code_digest("sft", tree) != before) == is_changed
+
+
+def test_graph() -> None:
+    config = configuration()
+    assert list(stage_inputs(config)) == ["data", "sft", "reward_model", "ppo", "evaluation"]
+    assert stage_inputs(config)["reward_model"] == {"dataset": "data", "policy": "sft"}
+    assert upstream(config, "ppo") == ("data", "sft", "reward_model")
+    assert downstream(config, "reward_model") == ("ppo", "evaluation")
+    collected = configuration(data={"demonstrations": {"path": "x"}}, preferences={})
+    assert stage_inputs(collected)["reward_model"]["preferences"] == "preferences"
+    assert downstream(collected, "preferences") == ("reward_model", "ppo", "evaluation")
+    only_sft = configuration(reward_model=None, ppo=None, evaluation=None)
+    assert list(stage_inputs(only_sft)) == ["data", "sft"]

@@ -1,0 +1,133 @@
+"""The reward-model stage on planted pairs: what is learned, saved, measured and normalised."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from data.chat import encode_episode, encode_prompt
+from data.errors import DataError
+from data.schema import PreferencePair, read_split
+from stages.metrics import read_metrics
+from stages.models.config import ModelConfig
+from stages.models.loading import load_causal_lm
+from stages.models.scalar_head import ScoreHead, ScoreNormalization
+from stages.models.score_model import SharedBaseScoreModel
+from stages.models.shared_base import SharedBase
+from stages.models.tokenizer import load_tokenizer
+from stages.models.tuning import score_weight
+from stages.reward_model import stage as rm_stage
+from stages.reward_model.config import RewardModelConfig
+from stages.rollouts.config import SamplingConfig
+from stages.rollouts.hf_engine import HFEngine
+from tests.unit.stages.parts import Executed, executed, stage_spec
+
+
+def _loaded(run: Executed, normalization: ScoreNormalization) -> tuple[SharedBase, SharedBaseScoreModel, Any]:
+    model = ModelConfig.model_validate(run.spec.model)
+    tokenizer = load_tokenizer(run.artifact.path, model)
+    shared = SharedBase(load_causal_lm(model.base, model, "cpu"), model)
+    shared.add_adapter("policy", run.spec.inputs["policy"].path, trainable=False)
+    shared.add_adapter("reward", run.artifact.path, trainable=False)
+    head = ScoreHead(score_weight(run.artifact.path), normalization)
+    scorer = SharedBaseScoreModel(shared, head, role="reward", pad_token_id=tokenizer.pad_token_id, batch_size=16)
+    return shared, scorer, tokenizer
+
+
+def test_checklist_14_planted_pairs_are_learned_in_one_epoch(rm_run: Executed) -> None:
+    metrics = rm_run.manifest["metrics"]
+    assert metrics["eval/accuracy"] > 0.95
+    assert metrics["eval/pairs"] == 28 and metrics["data/train"] == 100
+    assert metrics["eval/length_baseline_accuracy"] == 0.5
+    assert metrics["eval/accuracy_longer_chosen"] > 0.9 and metrics["eval/accuracy_shorter_chosen"] > 0.9
+    assert 0 <= metrics["eval/expected_calibration_error"] < 0.3
+    assert metrics["eval/margin"] > 0 and metrics["eval/loss"] < 0.6
+    reliability = rm_run.manifest["notes"]["reliability"]
+    assert sum(row["count"] for row in reliability) == 56  # every pair in both orders
+
+
+def test_checklist_15_one_epoch_and_the_learning_rate_ends_at_zero(rm_run: Executed) -> None:
+    rows = [row for row in read_metrics(rm_run.spec.stage_dir / "metrics.jsonl") if "train/learning_rate" in row]
+    rates = [row["train/learning_rate"] for row in rows]
+    assert len(rates) == 25  # 100 pairs in batches of 4
+    assert max(rates) <= 0.01 and rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[-1] <= 0.01 / 20  # the rate of the last step; one more would be 0
+    assert rows[0]["train/loss"] > 0.6 and rows[-1]["train/loss"] < 0.4
+    assert any("eval/loss" in row for row in read_metrics(rm_run.spec.stage_dir / "metrics.jsonl"))
+
+
+def test_checklist_11_the_artifact_loads_with_peft_and_gives_the_same_raw_scores(rm_run: Executed) -> None:
+    _, scorer, tokenizer = _loaded(rm_run, ScoreNormalization())
+    base = rm_run.spec.model["base"]
+    judge = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32
+    )
+    judge = PeftModel.from_pretrained(judge, rm_run.artifact.path).eval()
+    prompts, responses = [], []
+    for pair in read_split(rm_run.spec.inputs["dataset"].path, "preferences", "held_out")[:6]:
+        for text in (pair.chosen, pair.rejected):
+            prompt, response = encode_episode(tokenizer, pair.prompt, text)
+            prompts.append(prompt)
+            responses.append(response)
+    with torch.no_grad():
+        expected = [
+            float(judge(torch.tensor([p + r])).logits[0, 0]) for p, r in zip(prompts, responses, strict=True)
+        ]
+    assert scorer.score(prompts, responses) == pytest.approx(expected, abs=1e-4)
+    assert max(expected) - min(expected) > 0.5
+
+
+@pytest.mark.parametrize("unit_variance", [False, True])
+def test_checklist_12_normalised_scores_have_mean_zero_on_those_responses(
+    rm_run: Executed, unit_variance: bool
+) -> None:
+    """The stage's own figure for the shift; for the deviation the function that measures it."""
+    shared, raw, tokenizer = _loaded(rm_run, ScoreNormalization())
+    engine = HFEngine(shared, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, batch_size=10)
+    engine.load_policy("policy")
+    records = read_split(rm_run.spec.inputs["dataset"].path, "prompts", "train")
+    prompts = [encode_prompt(tokenizer, record.prompt) for record in records]
+    config = RewardModelConfig.model_validate(rm_run.spec.config).normalization
+    config = config.model_copy(update={"unit_variance": unit_variance})
+    found = rm_stage._normalization(config, raw, engine, prompts, seed=rm_run.spec.seed)
+    saved = ScoreNormalization.load(rm_run.artifact.path)
+    assert found.num_responses == saved.num_responses == 24
+    assert found.shift == pytest.approx(saved.shift, abs=1e-5)
+    assert rm_run.manifest["metrics"]["normalization/shift"] == saved.shift != 0.0
+    assert saved.scale == rm_run.manifest["metrics"]["normalization/scale"] == 1.0
+    rollouts = engine.generate(prompts[:24], SamplingConfig(max_new_tokens=6), seed=rm_run.spec.seed)
+    _, normalised, _ = _loaded(rm_run, found)
+    scores = torch.tensor(normalised.score([r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]))
+    assert scores.mean().item() == pytest.approx(0.0, abs=1e-4)
+    if unit_variance:
+        assert scores.std(correction=0).item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_checklist_06_long_pairs_and_prompts_are_dropped_or_named(rm_run: Executed, tmp_path: Path) -> None:
+    model = ModelConfig.model_validate(rm_run.spec.model)
+    for settings, message in (
+        ({"max_length": 4}, r"reward_model: all 100 pairs are longer than reward_model.max_length=4 tokens"),
+        (
+            {"max_steps": 1, "normalization": {"max_prompt_tokens": 1}},
+            r"all 100 prompts are longer than reward_model.normalization.max_prompt_tokens=1",
+        ),
+    ):
+        config = RewardModelConfig.model_validate(rm_run.spec.config | settings)
+        with pytest.raises(DataError, match=message):
+            executed(stage_spec("reward_model", config, model, rm_run.spec.inputs, tmp_path))
+
+
+def test_margins_reach_the_trainer_only_where_there_are_any(rm_run: Executed) -> None:
+    tokenizer = load_tokenizer(rm_run.artifact.path, ModelConfig.model_validate(rm_run.spec.model))
+    pairs = [
+        PreferencePair(prompt="Anna:", chosen=" a", rejected=" b", margin=margin) for margin in (None, 0.5, None)
+    ]
+    tokenized, dropped = rm_stage._tokenize(pairs, tokenizer, RewardModelConfig())
+    rows = rm_stage._pair_dataset(tokenized)
+    assert dropped == 0 and list(rows["margin"]) == [0.0, 0.5, 0.0]
+    assert "margin" not in rm_stage._pair_dataset(tokenized[:1]).column_names
+    prompt, chosen = encode_episode(tokenizer, "Anna:", " a")
+    assert rows[0]["chosen_ids"] == prompt + chosen and chosen[-1] == tokenizer.eos_token_id
