@@ -42,9 +42,7 @@ class PromptResponseBatch(NamedTuple):
         )
 
 
-def left_pad(
-    sequences: Sequence[Sequence[int]], pad_token_id: int
-) -> tuple[Int64[Tensor, "B N"], Bool[Tensor, "B N"]]:
+def left_pad(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Int64[Tensor, "B N"], Bool[Tensor, "B N"]]:
     """Pad in front, so that all rows end at the same column, as generation needs.
 
     Args:
@@ -87,9 +85,7 @@ def collate_episodes(
         ValueError: There are no rows, a prompt is empty, or the numbers of prompts and responses differ.
     """
     if len(prompt_ids) != len(response_ids):
-        raise ValueError(
-            f"{len(prompt_ids)} prompts but {len(response_ids)} responses; one for each is needed"
-        )
+        raise ValueError(f"{len(prompt_ids)} prompts but {len(response_ids)} responses; one for each is needed")
     if any(len(ids) == 0 for ids in prompt_ids):
         raise ValueError("a prompt has no tokens; the first response token needs one to be predicted from")
     prompts, prompt_mask = left_pad(prompt_ids, pad_token_id)

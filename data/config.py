@@ -7,9 +7,7 @@ from pydantic import Field, model_validator
 
 from data.strict import StrictModel
 
-RecordFormat = Literal[
-    "auto", "instruction", "prompt_response", "text", "messages", "preference", "hh", "prompt"
-]
+RecordFormat = Literal["auto", "instruction", "prompt_response", "text", "messages", "preference", "hh", "prompt"]
 
 
 class SourceConfig(StrictModel):

@@ -63,9 +63,7 @@ def parse_hh_turns(text: str) -> tuple[Message, ...]:
     return tuple(merged)
 
 
-def common_prompt(
-    chosen: Sequence[Message], rejected: Sequence[Message]
-) -> tuple[tuple[Message, ...], str, str]:
+def common_prompt(chosen: Sequence[Message], rejected: Sequence[Message]) -> tuple[tuple[Message, ...], str, str]:
     """Split two conversations into what they share and the two responses.
 
     The prompt is the longest common prefix of messages, and the responses are the assistant turns that follow
@@ -119,9 +117,7 @@ def _message(item: Any, index: int, row: Row, column: str, name: str) -> Message
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if role not in _ROLE_NAMES:
         raise _wrong(row, column, name, f"the role {role!r} at {index}")
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" for part in content
-    ):
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)
     if content is None:
         raise SkippedRow("message_without_text")

@@ -124,9 +124,7 @@ def recognise_format(row: Row, kind: Kind, *, name: str) -> str:
     found = row.values.keys()
     if {"chosen", "rejected"} <= found:
         values = (row.values["chosen"], row.values["rejected"])
-        if "prompt" not in found and all(
-            isinstance(value, str) and starts_like_hh(value) for value in values
-        ):
+        if "prompt" not in found and all(isinstance(value, str) and starts_like_hh(value) for value in values):
             return "hh"
         if "prompt" in found or not any(isinstance(value, str) for value in values):
             return "preference"
@@ -187,11 +185,7 @@ def _parse(
 def _needed(record_format: str, kind: Kind) -> tuple[str, ...]:
     """Columns that a row must have; for prompts the response may be absent."""
     needed = COLUMNS[record_format]
-    return (
-        tuple(column for column in needed if column not in ("output", "response"))
-        if kind == "prompts"
-        else needed
-    )
+    return tuple(column for column in needed if column not in ("output", "response")) if kind == "prompts" else needed
 
 
 def _rename(row: Row, columns: Mapping[str, str], name: str) -> Row:
@@ -331,11 +325,7 @@ def _text(row: Row, column: str, name: str) -> str:
 
 def _text_or_messages(row: Row, column: str, name: str) -> Prompt:
     value = row.values.get(column)
-    return (
-        _text(row, column, name)
-        if value is None or isinstance(value, str)
-        else parse_messages(row, column, name)
-    )
+    return _text(row, column, name) if value is None or isinstance(value, str) else parse_messages(row, column, name)
 
 
 def _margin(row: Row, name: str) -> float | None:

@@ -77,9 +77,7 @@ def read_file(path: Path) -> Iterator[Row]:
             found = True
             yield row
     if not found:
-        raise DataError(
-            f"{path}: the file has no rows; at least one is needed; fill it or leave the source out"
-        )
+        raise DataError(f"{path}: the file has no rows; at least one is needed; fill it or leave the source out")
 
 
 @contextmanager
@@ -130,14 +128,9 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
         try:
             value = json.loads(line.rstrip())
         except (json.JSONDecodeError, RecursionError) as error:
-            what = (
-                f"{error.msg} at column {error.colno}"
-                if isinstance(error, json.JSONDecodeError)
-                else str(error)
-            )
+            what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             raise DataError(
-                f"{path}:{number}: broken JSON ({what}); one JSON object a line is needed; repair or remove "
-                "the line"
+                f"{path}:{number}: broken JSON ({what}); one JSON object a line is needed; repair or remove the line"
             ) from None
         yield Row(_object(value, path, number), f"{path}:{number}")
 
@@ -158,8 +151,7 @@ def _read_json(path: Path) -> Iterator[Row]:
     except (json.JSONDecodeError, RecursionError) as error:
         line, what = (error.lineno, error.msg) if isinstance(error, json.JSONDecodeError) else (1, str(error))
         raise DataError(
-            f"{path}:{line}: broken JSON ({what}); a list of objects is needed; repair the file from that "
-            "line on"
+            f"{path}:{line}: broken JSON ({what}); a list of objects is needed; repair the file from that line on"
         ) from None
 
 

@@ -93,9 +93,7 @@ def prompt_key(prompt: str | Sequence[Message]) -> str:
         64 hexadecimal digits.
     """
     turns = [("user", prompt)] if isinstance(prompt, str) else [(turn.role, turn.content) for turn in prompt]
-    canonical = [
-        {"content": unicodedata.normalize("NFC", content).strip(), "role": role} for role, content in turns
-    ]
+    canonical = [{"content": unicodedata.normalize("NFC", content).strip(), "role": role} for role, content in turns]
     text = json.dumps(canonical, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -94,9 +94,7 @@ def _named_files(source: SourceConfig, config_dir: Path | None, name: str) -> li
     if glob.has_magic(source.path):
         return _glob_files(source.path, config_dir, name)
     beside = (
-        f" or beside the configuration in {config_dir}"
-        if config_dir and not Path(source.path).is_absolute()
-        else ""
+        f" or beside the configuration in {config_dir}" if config_dir and not Path(source.path).is_absolute() else ""
     )
     raise DataError(
         f"{path}: {name}: there is no such file or folder in {Path.cwd()}{beside}; a file, folder or glob is "
@@ -126,12 +124,8 @@ def _glob_files(pattern: str, config_dir: Path | None, name: str) -> list[tuple[
         paths = sorted(Path(hit) for hit in hits if Path(hit).is_file())
         if paths:
             shared = os.path.commonpath([path.parent for path in paths])
-            return [
-                (path, path.relative_to(shared).as_posix() if shared else path.as_posix()) for path in paths
-            ]
-    raise DataError(
-        f"{pattern}: {name}: no file matches this glob; at least one is needed; correct `{name}.path`"
-    )
+            return [(path, path.relative_to(shared).as_posix() if shared else path.as_posix()) for path in paths]
+    raise DataError(f"{pattern}: {name}: no file matches this glob; at least one is needed; correct `{name}.path`")
 
 
 def _sample(label: str, name: str) -> Path:

@@ -73,9 +73,7 @@ class PipelineConfig(StrictModel):
     def _relations(self) -> Self:
         data = self.data
         if data.demonstrations is None and data.preferences is None:
-            raise ValueError(
-                "data: neither `demonstrations` nor `preferences` is given; SFT needs one of the two"
-            )
+            raise ValueError("data: neither `demonstrations` nor `preferences` is given; SFT needs one of the two")
         if self.reward_model is not None and data.preferences is None and self.preferences is None:
             raise ValueError(
                 "reward_model: there are no preferences to train on; give `data.preferences`, switch on the "
@@ -116,11 +114,7 @@ class PipelineConfig(StrictModel):
 
     def enabled_stages(self) -> tuple[StageName, ...]:
         """The stages of this run, in their order."""
-        off = {
-            name
-            for name in ("preferences", "reward_model", "ppo", "evaluation")
-            if getattr(self, name) is None
-        }
+        off = {name for name in ("preferences", "reward_model", "ppo", "evaluation") if getattr(self, name) is None}
         return tuple(name for name in STAGE_NAMES if name not in off)
 
     def output_path(self) -> Path:

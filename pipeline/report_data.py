@@ -89,28 +89,32 @@ def load_run(run_dir: Path) -> RunView:
             f"{run_dir / 'run.json'}: missing or no JSON object; a report needs the folder of a run; "
             f"`rlhf runs` lists them"
         )
+    stages = [_load_stage(run_dir, entry) for entry in record.get("stages") or [] if entry.get("name")]
+    evaluated = any(stage.name == "evaluation" and stage.status in ("executed", "cached") for stage in stages)
+    samples = read_rows(run_dir / "evaluation" / "artifact" / "samples.jsonl") if evaluated else []
     config_path = run_dir / "config.yaml"
     config_text = config_path.read_text(encoding="utf-8", errors="replace") if config_path.is_file() else ""
     return RunView(
         name=str(record.get("run") or run_dir.name),
         record=record,
-        stages=[_load_stage(run_dir, entry) for entry in record.get("stages") or [] if entry.get("name")],
+        stages=stages,
         config_text=config_text,
         config=_parse_yaml(config_text),
-        samples=read_rows(run_dir / "evaluation" / "artifact" / "samples.jsonl")[:NUM_SAMPLES],
+        samples=samples[:NUM_SAMPLES],
     )
 
 
 def _load_stage(run_dir: Path, entry: dict[str, Any]) -> StageView:
     folder = run_dir / str(entry["name"])
     manifest = _read_json(folder / "manifest.json")
+    done = entry.get("status") in ("executed", "cached")  # else what lies there is of an earlier attempt
     return StageView(
         name=str(entry["name"]),
         status=str(entry.get("status") or "unknown"),
         seconds=number(entry.get("seconds")),
         fingerprint=str(entry.get("fingerprint") or ""),
         artifact=entry.get("artifact") or {},
-        metrics=entry.get("metrics") or manifest.get("metrics") or {},
+        metrics=entry.get("metrics") or (manifest.get("metrics") if done else None) or {},
         error=str(entry.get("error") or ""),
         manifest=manifest,
         rows=read_rows(folder / "metrics.jsonl"),

@@ -97,7 +97,7 @@ def tiles(run: RunView) -> str:
     """The key figures, with their 95% intervals."""
     metrics = run.evaluation
     found = []
-    for name, title in (("proxy", "Reward-model gain"), ("gold", "Gold gain")):
+    for name, title in (("proxy", "Proxy gain"), ("gold", "Gold gain")):
         if (gain := number(metrics.get(f"{name}/gain"))) is not None:
             before, after = (_figure(metrics.get(f"{name}/{part}")) for part in ("before", "after"))
             interval = _interval(metrics, f"{name}/gain_low", f"{name}/gain_high", "{:.2f}")
@@ -108,11 +108,12 @@ def tiles(run: RunView) -> str:
     if (kl := number(metrics.get("kl/mean"))) is not None:
         found.append(("KL to SFT", f"{kl:.1f}", "", "nats per response"))
     if (length := number(metrics.get("response_length/after"))) is not None:
-        before = _figure(metrics.get("response_length/before"))
-        found.append(("Response length", f"{length:.1f}", "", f"tokens, {before} before"))
+        before = number(metrics.get("response_length/before"))
+        note = "tokens" if before is None else f"tokens ({before:.1f} before)"
+        found.append(("Response length", f"{length:.1f}", "", note))
     stage = run.stage("reward_model")
     if stage is not None and (accuracy := number(stage.metrics.get("eval/accuracy"))) is not None:
-        found.append(("Reward model accuracy", f"{accuracy:.0%}", "", "of held-out pairs"))
+        found.append(("RM accuracy", f"{accuracy:.0%}", "", "of held-out pairs"))
     if not found:
         return ""
     boxes = "".join(

@@ -290,9 +290,7 @@ class Mirror:
 
 
 def _identities(artifacts: dict[str, Any]) -> dict[str, dict[str, str]]:
-    return {
-        role: {"type": artifact["type"], "digest": artifact["digest"]} for role, artifact in artifacts.items()
-    }
+    return {role: {"type": artifact["type"], "digest": artifact["digest"]} for role, artifact in artifacts.items()}
 
 
 def _read_messages(pipe: BinaryIO, messages: "queue.Queue[dict[str, Any] | None]") -> None:

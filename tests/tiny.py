@@ -8,7 +8,7 @@ backend supports.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 Family = Literal["llama", "gpt2", "opt", "qwen2", "gemma", "gemma2", "mistral", "gpt_neox"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -46,12 +46,8 @@ _SPECIALS: dict[Family, _Specials] = {
     "gpt2": _Specials((_END,), eos=_END, bos=_END, unk=_END),
     "opt": _Specials(("<s>", "<pad>", "</s>", "<unk>"), eos="</s>", bos="</s>", unk="<unk>", pad="<pad>"),
     "qwen2": _Specials((_END, "<|im_start|>", "<|im_end|>"), eos="<|im_end|>", pad=_END),
-    "gemma": _Specials(
-        ("<pad>", "<eos>", "<bos>", "<unk>"), eos="<eos>", bos="<bos>", unk="<unk>", pad="<pad>"
-    ),
-    "gemma2": _Specials(
-        ("<pad>", "<eos>", "<bos>", "<unk>"), eos="<eos>", bos="<bos>", unk="<unk>", pad="<pad>"
-    ),
+    "gemma": _Specials(("<pad>", "<eos>", "<bos>", "<unk>"), eos="<eos>", bos="<bos>", unk="<unk>", pad="<pad>"),
+    "gemma2": _Specials(("<pad>", "<eos>", "<bos>", "<unk>"), eos="<eos>", bos="<bos>", unk="<unk>", pad="<pad>"),
     "gpt_neox": _Specials((_END, "<|padding|>"), eos=_END, bos=_END, unk=_END),
 }
 
@@ -156,3 +152,16 @@ def _config(family: Family, tokenizer: Any, *, hidden: int, layers: int, vocab: 
     else:
         sizes["head_dim"] = HEAD_DIM
     return AutoConfig.for_model(family, **common, **spread, **wide, **sizes)
+
+
+def main() -> None:
+    """`python -m tests.tiny FAMILY FOLDER`: save a tiny random model for the smoke run."""
+    import sys
+
+    family, folder = sys.argv[1], Path(sys.argv[2])
+    if not (folder / "config.json").is_file():
+        tiny_model_dir(cast(Family, family), folder)
+
+
+if __name__ == "__main__":
+    main()

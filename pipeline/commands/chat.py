@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import ConfigError
+from data.schema import read_split
 from pipeline.launch import set_environment, stage_environment
 from pipeline.loading import load_config
 from pipeline.runs import open_run
 from pipeline.store import verify_recorded
-from stages.contract import StageName
+from stages.contract import Artifact, StageName
 
 
 def chat(options: argparse.Namespace) -> int:
@@ -28,11 +29,32 @@ def chat(options: argparse.Namespace) -> int:
     config = load_config(run.path / "config.yaml")
     set_environment(stage_environment(config, run.config_dir))
     print(f"the policy of {stage} of {run.name}; an empty line or Ctrl-D ends", file=sys.stderr)
-    from stages.models.chat import chat_session
+    from stages.rollouts.chat import chat_session
+    from stages.rollouts.config import SamplingConfig
 
-    for response in chat_session(artifact.path, config.model, config.launch.device, _prompts()):
+    device = config.launch.device
+    if device == "auto":
+        raise ConfigError(f"run {run.name}: its configuration is not resolved; run it again with `rlhf run`")
+    responses = chat_session(
+        artifact.path,
+        config.model,
+        device,
+        _prompts(),
+        conversational=_is_conversational(run.artifact("data")),
+        sampling=SamplingConfig() if config.ppo is None else config.ppo.rollout,
+        config_dir=run.config_dir,
+        seed=config.seed,
+    )
+    for response in responses:
         print(response, flush=True)
     return 0
+
+
+def _is_conversational(dataset: Artifact | None) -> bool:
+    """Whether the policy was trained on turns, by the first demonstration that it saw."""
+    if dataset is None:
+        return False
+    return not isinstance(read_split(dataset.path, "demonstrations", "train")[0].prompt, str)
 
 
 def _prompts() -> Iterator[str]:

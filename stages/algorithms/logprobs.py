@@ -127,7 +127,8 @@ class _RowwiseLogprobs(torch.autograd.Function):
         chunk_size: int,
     ) -> Tensor:
         """Log-probabilities; keeps the gradient of each with respect to its row."""
-        logprobs, gradients = [], []
+        logprobs: list[Tensor] = []
+        gradients: list[Tensor] = []
         for rows, tokens in zip(torch.split(hidden, chunk_size), torch.split(token_ids, chunk_size), strict=True):
             with torch.enable_grad():
                 leaf = rows.detach().requires_grad_()

@@ -121,9 +121,7 @@ def masked_rescale(values: Float[Tensor, "*dims"], mask: Bool[Tensor, "*dims"]) 
     return (masked_whiten(values, mask) + masked_mean(values, mask)).masked_fill(~mask, 0.0)
 
 
-def mask_through_first_eos(
-    token_ids: Int[Tensor, "B T"], *, eos_token_ids: Sequence[int]
-) -> Bool[Tensor, "B T"]:
+def mask_through_first_eos(token_ids: Int[Tensor, "B T"], *, eos_token_ids: Sequence[int]) -> Bool[Tensor, "B T"]:
     """Mark the tokens of each response up to and including its first end-of-sequence token.
 
     Responses are sampled to one fixed length and cut afterwards (https://arxiv.org/abs/2403.17031); what
@@ -200,7 +198,6 @@ def _counted(values: Float[Tensor, "*dims"], mask: Bool[Tensor, "*dims"]) -> Flo
     """Select the entries that count: selecting, not multiplying by 0, keeps NaN in padding out."""
     if not mask.any():
         raise ValueError(
-            f"mask of shape {tuple(mask.shape)} has no True entry; a mean needs at least one. "
-            "Drop empty batches first."
+            f"mask of shape {tuple(mask.shape)} has no True entry; a mean needs at least one. Drop empty batches first."
         )
     return values[mask]

@@ -98,9 +98,7 @@ def truncated_importance_weights(
         tensor([[1.0000, 0.6065, 2.0000]])
     """
     if cap < 1:
-        raise ValueError(
-            f"cap={cap} is below 1, so tokens with equal log-probabilities would be cut. Use 2.0, say."
-        )
+        raise ValueError(f"cap={cap} is below 1, so tokens with equal log-probabilities would be cut. Use 2.0, say.")
     log_ratio = (old_logprobs - rollout_logprobs).masked_fill(~response_mask, 0.0)
     return clamp_log_ratio(log_ratio).exp().clamp(max=cap).detach()
 

@@ -39,9 +39,7 @@ def held_out_keys(keys: Iterable[str], share: float) -> set[str]:
     return held_out - {distinct[-1]} if len(held_out) == len(distinct) else held_out
 
 
-def split_records(
-    records: Mapping[Kind, Sequence[Record]], shares: Mapping[Kind, float]
-) -> dict[Kind, SplitRecords]:
+def split_records(records: Mapping[Kind, Sequence[Record]], shares: Mapping[Kind, float]) -> dict[Kind, SplitRecords]:
     """Split every kind by the hash of the prompt, and keep what any kind holds out away from all training.
 
     Args:

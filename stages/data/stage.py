@@ -120,9 +120,7 @@ def _derive(records: Mapping[Kind, list[Record]]) -> list[tuple[Kind, Kind, list
     """Kinds that are missing and can be had, each with the kind that it comes from."""
     derived: list[tuple[Kind, Kind, list[Record]]] = []
     pairs = [record for record in records.get("preferences", []) if isinstance(record, PreferencePair)]
-    demonstrations = [
-        record for record in records.get("demonstrations", []) if isinstance(record, Demonstration)
-    ]
+    demonstrations = [record for record in records.get("demonstrations", []) if isinstance(record, Demonstration)]
     if "demonstrations" not in records:
         derived.append(("demonstrations", "preferences", [*chosen_demonstrations(pairs)]))
     if "prompts" not in records:

@@ -32,6 +32,10 @@ class PreferencesConfig(StrictModel):
     pairs_per_prompt: int | None = Field(default=None, ge=1)
     """Keep at most this many of the K (K - 1) / 2 pairs of a prompt, those with the largest gap in rank first."""
 
+    only_finished: bool = True
+    """Leave responses that the length limit cut off out of the pairs: a labeler cannot judge half a sentence, and
+    a reward model that sees them learns to prefer length."""
+
     num_prompts: int | None = Field(default=None, ge=1)
     """Use this many of the training prompts. Default: all."""
 

@@ -79,8 +79,9 @@ def run(
     if not metrics["train/pairs"]:
         raise StageError(
             f"preferences: no pair came out of {metrics['train/responses']:.0f} responses: the labeler gave all "
-            f"responses to a prompt one score, or they are all alike; use another `preferences.labeler` or a higher "
-            f"`preferences.rollout.temperature`"
+            f"responses to a prompt one score, they are all alike, or the length limit cut them off "
+            f"({metrics['train/finished_share']:.0%} ended by themselves); use another `preferences.labeler`, a higher "
+            f"`preferences.rollout.temperature` or `max_new_tokens`, or `preferences.only_finished: false`"
         )
     context.metrics.write(0, metrics)
     return StageOutput(metrics)
@@ -101,6 +102,7 @@ def _collect(
     chosen = kept[:limit]
     repeated = [row for row in chosen for _ in range(config.responses_per_prompt)]
     episodes: list[Episode] = []
+    finished: list[bool] = []
     for start in range(0, len(repeated), config.batch_size):
         rows = repeated[start : start + config.batch_size]
         seed = derive_seed(context.seed, f"preferences/{split}", start)
@@ -114,16 +116,22 @@ def _collect(
             )
             for row, rollout in zip(rows, rollouts, strict=True)
         ]
+        finished += [rollout.finished for rollout in rollouts]
         context.report_progress(len(episodes), len(repeated), f"{split} responses")
     scores = build_rule_reward(config.labeler.reward)(episodes)
     rng = random.Random(derive_seed(context.seed, f"labels/{split}", 0))
     pairs: list[PreferencePair] = []
     for number, row in enumerate(chosen):
-        own = slice(number * config.responses_per_prompt, (number + 1) * config.responses_per_prompt)
+        first = number * config.responses_per_prompt
+        own = [
+            index
+            for index in range(first, first + config.responses_per_prompt)
+            if finished[index] or not config.only_finished
+        ]
         pairs += rank_pairs(
             records[row].prompt,
-            episodes[own],
-            scores[own],
+            [episodes[index] for index in own],
+            [scores[index] for index in own],
             pairs_per_prompt=config.pairs_per_prompt,
             label_noise=config.labeler.label_noise,
             rng=rng,
@@ -134,6 +142,7 @@ def _collect(
         "prompts": float(len(chosen)),
         "dropped": float(dropped),
         "responses": float(len(episodes)),
+        "finished_share": sum(finished) / max(len(finished), 1),
         "distinct_share": len(texts) / max(len(episodes), 1),
         "labeler_score": sum(scores) / max(len(scores), 1),
         "pairs": float(len(pairs)),

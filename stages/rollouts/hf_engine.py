@@ -54,9 +54,7 @@ class HFEngine:
         """Nothing is held beside the shared base."""
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int
-    ) -> list[Rollout]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int) -> list[Rollout]:
         """Sample one response for each prompt; torch's own random state is neither read nor moved."""
         rollouts: list[Rollout] = []
         for start in range(0, len(prompts), self._batch_size):

@@ -77,7 +77,7 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         model=peft_model,
         args=TrlSFTConfig(
             **shared_training_arguments(config, model, context, num_examples=len(train)),
-            **_validation_arguments(config, len(train), validate=bool(held_out)),
+            **_validation_arguments(config, context, len(train), validate=bool(held_out)),
             completion_only_loss=True,
             max_length=None,
         ),
@@ -116,7 +116,9 @@ def _tokenize(
     return kept, len(rows) - len(kept)
 
 
-def _validation_arguments(config: SFTConfig, num_examples: int, *, validate: bool) -> dict[str, Any]:
+def _validation_arguments(
+    config: SFTConfig, context: StageContext, num_examples: int, *, validate: bool
+) -> dict[str, Any]:
     """Validate and save at the same steps, so that the best adapter can be loaded at the end."""
     if not validate:
         return {"eval_strategy": "no", "save_strategy": "no"}
@@ -127,7 +129,7 @@ def _validation_arguments(config: SFTConfig, num_examples: int, *, validate: boo
         "save_strategy": "steps",
         "save_steps": every,
         "save_total_limit": 1,
-        "save_only_model": True,
+        "save_only_model": context.deepspeed is None,  # DeepSpeed loads the best one from its own state
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,

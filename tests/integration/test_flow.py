@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 import pipeline.launch
 import stages.run
 from pipeline.cli import main
-from pipeline.server import lease_server
 from tests import stand_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,22 +26,6 @@ data:
 tracking: {mode: disabled}
 launch: {mode: inline, device: cpu}
 """
-
-
-@pytest.fixture(scope="module")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One server for all tests: a new one for each would take ten seconds a test."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-    patch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    patch.delenv("PREFECT_API_URL", raising=False)
-    lease = lease_server()
-    lease.wait_until_healthy()
-    # Before prefect is imported: its background threads have the settings of that moment.
-    patch.setenv("PREFECT_API_URL", lease.api_url)
-    yield lease.api_url
-    lease.release()
-    patch.undo()
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ def test_pointing_at_a_chart_reads_its_values(browser: Browser, report: str) -> 
     page, troubles = open_page(browser, report)
     figure = page.locator("figure", has_text="KL to the SFT policy")
     assert "9 at step 20" in figure.locator(".readout").inner_text()
+    figure.scroll_into_view_if_needed()
     box = figure.locator("svg").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + box["height"] / 2)

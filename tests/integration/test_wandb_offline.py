@@ -70,9 +70,7 @@ def make_artifact(store: Path, digest: str, parents: dict[str, str]) -> dict[str
     return {"type": "policy", "path": str(folder), "digest": digest, "parents": parents}
 
 
-def run_stage(
-    tracker: Tracker, run_dir: Path, stage: str, inputs: dict[str, Any], made: dict[str, Any]
-) -> None:
+def run_stage(tracker: Tracker, run_dir: Path, stage: str, inputs: dict[str, Any], made: dict[str, Any]) -> None:
     metrics = run_dir / stage / "metrics.jsonl"
     tracker.stage_started(stage, {"learning_rate": 1e-3}, {"base": "tiny"}, inputs, metrics)
     with MetricsWriter(metrics) as writer:

@@ -195,12 +195,8 @@ def load_equivalents(files: list[str]) -> dict[tuple[str, str, str], str]:
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.mutation.mutants", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "--module", action="append", metavar="PATH", help="a module; all pure modules by default"
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation.mutants", description=__doc__.split("\n")[0])
+    parser.add_argument("--module", action="append", metavar="PATH", help="a module; all pure modules by default")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at a time")
     arguments = parser.parse_args()
     os.chdir(ROOT)

@@ -32,15 +32,11 @@ def byte_tokenizer(around: str = "$A", **tokens: Any) -> Any:
     """One token a byte, but `he` and ` t` are one token each; `around` is the post-processor's template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = ["<pad>", "<s>", "</s>", *alphabet, "he", "Ġt"]
-    model = models.BPE(
-        vocab={name: index for index, name in enumerate(names)}, merges=[("h", "e"), ("Ġ", "t")]
-    )
+    model = models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[("h", "e"), ("Ġ", "t")])
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(
-        single=around, special_tokens=[("<s>", BOS), ("</s>", EOS)]
-    )
+    backend.post_processor = processors.TemplateProcessing(single=around, special_tokens=[("<s>", BOS), ("</s>", EOS)])
     defaults = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **(defaults | tokens))
 
@@ -58,9 +54,7 @@ def test_text_prompt_gets_the_tokenizers_start_and_no_end(around: str, before: l
     tokenizer = byte_tokenizer(around)
     assert encode_prompt(tokenizer, "the") == before + ids_of("the")
     assert encode_prompt(tokenizer, "<s>the") == [BOS, *ids_of("the")] or before == [EOS]
-    assert encode_prompt(tokenizer, "\U0001f469‍\U0001f680 سلام") == before + ids_of(
-        "\U0001f469‍\U0001f680 سلام"
-    )
+    assert encode_prompt(tokenizer, "\U0001f469‍\U0001f680 سلام") == before + ids_of("\U0001f469‍\U0001f680 سلام")
 
 
 def test_prompt_of_repeated_bytes_is_not_cut() -> None:
@@ -72,9 +66,7 @@ def test_empty_text_prompt_has_one_token() -> None:
     assert encode_prompt(byte_tokenizer("<s> $A </s>"), "") == [BOS]
     assert encode_prompt(byte_tokenizer(), "") == [BOS]
     assert encode_prompt(byte_tokenizer(bos_token=None), "") == [EOS]
-    with pytest.raises(
-        ModelError, match="neither BOS nor EOS; an empty prompt needs one .*; use prompts with"
-    ):
+    with pytest.raises(ModelError, match="neither BOS nor EOS; an empty prompt needs one .*; use prompts with"):
         encode_prompt(byte_tokenizer(bos_token=None, eos_token=None), "")
 
 
@@ -89,9 +81,7 @@ def test_messages_go_through_the_tokenizers_template() -> None:
 
 def test_given_template_takes_the_place_of_the_tokenizers() -> None:
     for tokenizer in (byte_tokenizer("<s> $A"), byte_tokenizer("<s> $A", chat_template=TEMPLATE)):
-        assert encode_prompt(tokenizer, TALK, chat_template="{{ messages[1].content }}>") == ids_of(
-            "Hé \U0001f44b>"
-        )
+        assert encode_prompt(tokenizer, TALK, chat_template="{{ messages[1].content }}>") == ids_of("Hé \U0001f44b>")
 
 
 def test_messages_without_a_template_are_a_plain_transcript() -> None:
@@ -105,9 +95,7 @@ def test_messages_without_a_template_are_a_plain_transcript() -> None:
 
 def test_template_that_refuses_is_an_error_of_the_data() -> None:
     tokenizer = byte_tokenizer(chat_template=TEMPLATE)
-    with pytest.raises(
-        DataError, match=r"the turns user, tool: the chat template refuses it \(no tools here\); .*;"
-    ):
+    with pytest.raises(DataError, match=r"the turns user, tool: the chat template refuses it \(no tools here\); .*;"):
         encode_prompt(tokenizer, (TALK[1], Message(role="tool", content="x")))
 
 
@@ -146,9 +134,7 @@ def test_response_after_a_plain_transcript_starts_with_one_space() -> None:
     prompt_ids, response_ids = encode_episode(tokenizer, TALK, "the")
     assert prompt_ids == encode_prompt(tokenizer, TALK)
     assert response_ids == [*ids_of(" the"), EOS]
-    assert tokenizer.decode(prompt_ids + response_ids, skip_special_tokens=True).endswith(
-        "\n\nAssistant: the"
-    )
+    assert tokenizer.decode(prompt_ids + response_ids, skip_special_tokens=True).endswith("\n\nAssistant: the")
 
 
 def test_checklist_05_differences_between_joined_and_whole_tokenization_are_counted() -> None:

@@ -12,9 +12,7 @@ from data.schema import Message
 
 def turns(*texts: str) -> tuple[Message, ...]:
     """Messages that alternate, the user first."""
-    return tuple(
-        Message(role="assistant" if index % 2 else "user", content=text) for index, text in enumerate(texts)
-    )
+    return tuple(Message(role="assistant" if index % 2 else "user", content=text) for index, text in enumerate(texts))
 
 
 @pytest.mark.parametrize(

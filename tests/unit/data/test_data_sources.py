@@ -48,9 +48,7 @@ def test_limit_reads_no_further(tmp_path: Path) -> None:
     assert numbers(SourceConfig(path=str(path), limit=2)) == [1, 2]
 
 
-def test_relative_paths_are_looked_up_beside_the_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_are_looked_up_beside_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config_dir = tmp_path / "configs"
     write(config_dir / "a.jsonl", 1)
     working = tmp_path / "working"
@@ -87,9 +85,7 @@ def test_shipped_samples() -> None:
         ("samples:../config.py", "samples:../config.py: data.prompts: no such sample"),
     ],
 )
-def test_what_is_not_there_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, expected: str
-) -> None:
+def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, expected: str) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as error:

@@ -76,9 +76,7 @@ def error_of(kind: str, *values: dict[str, Any], **options: Any) -> str:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("explicit", [True, False])
-def test_demonstrations(
-    row: dict[str, Any], record_format: RecordFormat, expected: Any, explicit: bool
-) -> None:
+def test_demonstrations(row: dict[str, Any], record_format: RecordFormat, expected: Any, explicit: bool) -> None:
     parsed = parse_demonstrations(
         rows(row), name="data.demonstrations", record_format=record_format if explicit else "auto"
     )

@@ -106,18 +106,14 @@ def test_prompt_key_ignores_unicode_form_and_outer_space_only() -> None:
 
 
 def test_records_without_prompt_are_told_apart_by_their_response() -> None:
-    assert split_key(Demonstration(prompt="", response="a")) != split_key(
-        Demonstration(prompt=" ", response="b")
-    )
+    assert split_key(Demonstration(prompt="", response="a")) != split_key(Demonstration(prompt=" ", response="b"))
     assert split_key(PreferencePair(prompt="", chosen="a", rejected="b")) == prompt_key("a")
     assert split_key(Demonstration(prompt="q", response="a")) == split_key(PromptRecord(prompt="q"))
 
 
 def test_held_out_shares_are_nested_and_about_right() -> None:
     prompts = [f"prompt number {number}" for number in range(2000)]
-    sides = {
-        share: {prompt for prompt in prompts if is_held_out(prompt, share)} for share in (0.0, 0.1, 0.3, 0.99)
-    }
+    sides = {share: {prompt for prompt in prompts if is_held_out(prompt, share)} for share in (0.0, 0.1, 0.3, 0.99)}
     assert sides[0.0] == set()
     assert sides[0.1] < sides[0.3] < sides[0.99]
     # Binomial: the standard deviation of 2000 x 0.1 is 13.4; four of them.

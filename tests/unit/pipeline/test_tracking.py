@@ -347,9 +347,7 @@ def test_close_ends_a_worker_that_does_not(
     assert "did not finish within" in caplog.messages[0]
 
 
-def test_the_environment_keeps_files_in_the_run_and_runs_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_keeps_files_in_the_run_and_runs_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "one-for-all")
     monkeypatch.setenv("WANDB_CONFIG_DIR", "/home/user/.config/wandb")
     offline = tracking._worker_environment("offline", tmp_path)

@@ -55,9 +55,7 @@ def test_checklist_13_a_constant_added_to_all_scores_changes_nothing(shift: floa
     for bias in (0.0, shift):
         bias_leaf = torch.tensor(bias, dtype=torch.float64, requires_grad=True)
         chosen = CHOSEN.clone().requires_grad_()
-        loss = bradley_terry_loss(
-            chosen + bias_leaf, REJECTED + bias_leaf, margin=MARGIN, label_smoothing=0.1
-        )
+        loss = bradley_terry_loss(chosen + bias_leaf, REJECTED + bias_leaf, margin=MARGIN, label_smoothing=0.1)
         loss.backward()
         assert bias_leaf.grad is not None and chosen.grad is not None
         assert bias_leaf.grad.item() == pytest.approx(0.0, abs=1e-15)
@@ -154,9 +152,7 @@ def reference_ece(probabilities: list[float], outcomes: list[float], num_bins: i
     total = 0.0
     for k in range(num_bins):
         low, high = k / num_bins, (k + 1) / num_bins
-        inside = [
-            i for i, p in enumerate(probabilities) if low <= p < high or (k == num_bins - 1 and p == 1.0)
-        ]
+        inside = [i for i, p in enumerate(probabilities) if low <= p < high or (k == num_bins - 1 and p == 1.0)]
         if inside:
             mean_probability = sum(probabilities[i] for i in inside) / len(inside)
             mean_outcome = sum(outcomes[i] for i in inside) / len(inside)
@@ -180,9 +176,7 @@ def test_calibration_error_equals_a_python_loop(num_bins: int) -> None:
     probabilities = torch.rand(40, generator=generator, dtype=torch.float64)
     outcomes = torch.randint(3, (40,), generator=generator).double() / 2  # losses, ties, wins
     expected = reference_ece(probabilities.tolist(), outcomes.tolist(), num_bins)
-    assert expected_calibration_error(probabilities, outcomes, num_bins=num_bins) == pytest.approx(
-        expected, abs=1e-12
-    )
+    assert expected_calibration_error(probabilities, outcomes, num_bins=num_bins) == pytest.approx(expected, abs=1e-12)
     order = torch.randperm(40, generator=generator)
     permuted = expected_calibration_error(probabilities[order], outcomes[order], num_bins=num_bins)
     assert permuted == pytest.approx(expected, abs=1e-12)

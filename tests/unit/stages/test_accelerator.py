@@ -87,7 +87,10 @@ def test_the_log_becomes_rows_under_our_names(tmp_path: Path) -> None:
     )
     callback.on_log(arguments, state, TrainerControl(), logs={"eval_loss": 0.4, "eval_runtime": 1.0})
     callback.on_log(arguments, state, TrainerControl(), logs={"train_runtime": 1.0, "total_flos": 3.0, "epoch": 1.0})
-    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(tmp_path / "metrics.jsonl")]
+    rows = [
+        {key: value for key, value in row.items() if key != "seconds"}
+        for row in read_metrics(tmp_path / "metrics.jsonl")
+    ]
     assert rows == [{"step": 3, "train/loss": 0.5, "train/grad_norm": 1.0}, {"step": 3, "eval/loss": 0.4}]
     assert progress[:2] == [(3, 10, "loss 0.500"), (3, 10, "validation")]
 

@@ -144,7 +144,9 @@ def test_exit_codes_and_what_the_parent_reads(
 
 
 def test_the_entry_needs_no_torch_to_start() -> None:
-    code = "import sys, stages.run; print([n for n in ('torch', 'transformers', 'prefect', 'wandb') if n in sys.modules])"
+    code = (
+        "import sys, stages.run; print([n for n in ('torch', 'transformers', 'prefect', 'wandb') if n in sys.modules])"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=dict(os.environ)
     )

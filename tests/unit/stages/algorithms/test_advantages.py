@@ -18,9 +18,7 @@ def reference_gae(
     length = len(rewards)
     next_values = [*values[1:], 0.0]
     deltas = [rewards[t] + gamma * next_values[t] - values[t] for t in range(length)]
-    advantages = [
-        sum((gamma * gae_lambda) ** (k - t) * deltas[k] for k in range(t, length)) for t in range(length)
-    ]
+    advantages = [sum((gamma * gae_lambda) ** (k - t) * deltas[k] for k in range(t, length)) for t in range(length)]
     return advantages, [a + v for a, v in zip(advantages, values, strict=True)]
 
 
@@ -107,16 +105,12 @@ def test_gae_golden(gae_lambda: float, expected: list[float]) -> None:
     assert returns.tolist() == [[a + v for a, v in zip(expected, [4.0, 2.0, 6.0], strict=True)]]
 
 
-@pytest.mark.parametrize(
-    ("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.7), (0.5, 0.0), (1.0, 1.0), (0.0, 0.5)]
-)
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.7), (0.5, 0.0), (1.0, 1.0), (0.0, 0.5)])
 def test_checklist_32_gae_equals_a_float64_reference(gamma: float, gae_lambda: float) -> None:
     rewards, values, mask = random_batch()
     advantages, returns = estimate_gae(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
     for row, length in enumerate((1, 3, 6, 7)):
-        expected = reference_gae(
-            rewards[row, :length].tolist(), values[row, :length].tolist(), gamma, gae_lambda
-        )
+        expected = reference_gae(rewards[row, :length].tolist(), values[row, :length].tolist(), gamma, gae_lambda)
         padding = [0.0] * (7 - length)
         assert advantages[row].tolist() == pytest.approx(expected[0] + padding, abs=1e-12)
         assert returns[row].tolist() == pytest.approx(expected[1] + padding, abs=1e-12)
@@ -177,9 +171,7 @@ def test_more_padding_and_another_order_of_rows_change_nothing() -> None:
     expected = estimate_gae(rewards, values, mask, gamma=0.9, gae_lambda=0.9)
     order = torch.tensor([2, 0, 3, 1])
     longer = [
-        torch.cat(
-            [x[order], torch.ones(4, 3, dtype=x.dtype) if x.dtype != torch.bool else torch.zeros(4, 3) > 0], 1
-        )
+        torch.cat([x[order], torch.ones(4, 3, dtype=x.dtype) if x.dtype != torch.bool else torch.zeros(4, 3) > 0], 1)
         for x in (rewards, values, mask)
     ]
     actual = estimate_gae(longer[0], longer[1], longer[2], gamma=0.9, gae_lambda=0.9)

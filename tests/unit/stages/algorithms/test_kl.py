@@ -67,9 +67,7 @@ def test_checklist_24_k2_agrees_to_second_order_where_the_kl_is_small() -> None:
         exact = sum(p * math.log(p / q) for p, q in zip(POLICY, reference, strict=True))
         errors.append(abs(expectation(kl_k2(logs(POLICY), logs(reference))) - exact) / exact)
     assert errors[0] < 1e-2
-    assert errors[1] == pytest.approx(
-        errors[0] / 10, rel=0.1
-    )  # the relative error falls with the first power
+    assert errors[1] == pytest.approx(errors[0] / 10, rel=0.1)  # the relative error falls with the first power
 
 
 def exact_kl_gradient(logits: Tensor, reference: Tensor) -> Tensor:
@@ -137,9 +135,7 @@ def test_k3_is_not_negative_and_keeps_its_digits_where_the_policies_nearly_agree
     for log_ratio in (x, -x):
         assert kl_k3(log_ratio, torch.zeros(200)).min() >= 0
     # k3(x) = x^2 / 2 - x^3 / 6 + ...: 5e-9 at x = 1e-4, of which exp(-x) - 1 + x keeps nothing in float32
-    torch.testing.assert_close(
-        kl_k3(torch.tensor([1e-4]), torch.zeros(1)), torch.tensor([5e-9]), rtol=1e-2, atol=0.0
-    )
+    torch.testing.assert_close(kl_k3(torch.tensor([1e-4]), torch.zeros(1)), torch.tensor([5e-9]), rtol=1e-2, atol=0.0)
 
 
 def test_checklist_45_k3_bounds_the_log_ratio_and_leaves_normal_values() -> None:
@@ -204,9 +200,7 @@ def test_checklist_30_controller_is_a_pure_function_of_its_state() -> None:
 
 @pytest.mark.parametrize("target_kl", [0.0, -1.0, math.nan])
 def test_a_target_not_above_zero_is_refused(target_kl: float) -> None:
-    with pytest.raises(
-        ValueError, match=rf"target_kl={target_kl} is not above 0; the error is relative to it"
-    ):
+    with pytest.raises(ValueError, match=rf"target_kl={target_kl} is not above 0; the error is relative to it"):
         adapt_kl_coef(0.1, measured_kl=1.0, target_kl=target_kl, horizon=1000, num_episodes=1)
 
 
@@ -223,7 +217,5 @@ def test_a_step_of_five_horizons_is_refused(num_episodes: int) -> None:
 
 
 def test_small_targets_and_horizons_and_nearly_five_horizons_are_taken() -> None:
-    assert adapt_kl_coef(1.0, measured_kl=0.0, target_kl=0.5, horizon=0.5, num_episodes=2) == pytest.approx(
-        0.2
-    )
+    assert adapt_kl_coef(1.0, measured_kl=0.0, target_kl=0.5, horizon=0.5, num_episodes=2) == pytest.approx(0.2)
     assert adapt_kl_coef(1.0, measured_kl=0.0, target_kl=6.0, horizon=100, num_episodes=499) > 0

@@ -112,9 +112,7 @@ def test_permuting_rows_permutes_the_whitened_rows(function: object) -> None:
 @pytest.mark.parametrize("function", [masked_mean, masked_var, masked_whiten, masked_rescale])
 def test_an_empty_mask_is_refused(function: object) -> None:
     assert callable(function)
-    with pytest.raises(
-        ValueError, match=r"mask of shape \(2, 3\) has no True entry; a mean needs at least one"
-    ):
+    with pytest.raises(ValueError, match=r"mask of shape \(2, 3\) has no True entry; a mean needs at least one"):
         function(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool))
 
 
@@ -161,9 +159,7 @@ def test_last_true_index_finds_the_last_and_not_the_number() -> None:
 
 def test_last_true_index_names_the_rows_without_a_token() -> None:
     mask = torch.tensor([[True, False], [False, False], [False, True], [False, False]])
-    with pytest.raises(
-        ValueError, match=r"no True entry in rows \[1, 3\]; each row needs at least one token"
-    ):
+    with pytest.raises(ValueError, match=r"no True entry in rows \[1, 3\]; each row needs at least one token"):
         last_true_index(mask)
 
 

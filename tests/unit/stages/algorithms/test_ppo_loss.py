@@ -56,23 +56,15 @@ def test_checklist_45_log_ratio_is_bounded_and_normal_values_pass_unaltered() ->
     assert clamp_log_ratio(log_ratio).exp().isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("logprob", "ratio"), [(-100.0, math.exp(-20)), (100.0, math.exp(20)), (3.0, math.exp(3))]
-)
-def test_checklist_45_policy_loss_stays_finite_however_far_the_policy_moved(
-    logprob: float, ratio: float
-) -> None:
+@pytest.mark.parametrize(("logprob", "ratio"), [(-100.0, math.exp(-20)), (100.0, math.exp(20)), (3.0, math.exp(3))])
+def test_checklist_45_policy_loss_stays_finite_however_far_the_policy_moved(logprob: float, ratio: float) -> None:
     logprobs = torch.tensor([[logprob]], requires_grad=True)
     old, advantages, mask = torch.zeros(1, 1), torch.tensor([[-1.0]]), torch.ones(1, 1) > 0
-    result = ppo_policy_loss(
-        logprobs, old, advantages, mask, clip_range=0.2, num_tokens=1, importance_weights=None
-    )
+    result = ppo_policy_loss(logprobs, old, advantages, mask, clip_range=0.2, num_tokens=1, importance_weights=None)
     result.loss.backward()
     assert logprobs.grad is not None and logprobs.grad.isfinite().all()
     assert result.ratio.item() == pytest.approx(ratio, rel=1e-6)
-    assert result.loss.item() == pytest.approx(
-        max(ratio, 0.8), rel=1e-6
-    )  # advantage -1: max(ratio, clipped ratio)
+    assert result.loss.item() == pytest.approx(max(ratio, 0.8), rel=1e-6)  # advantage -1: max(ratio, clipped ratio)
 
 
 def test_checklist_23_importance_weights_are_trainer_over_rollout_and_truncated() -> None:
@@ -88,9 +80,7 @@ def test_checklist_23_importance_weights_are_trainer_over_rollout_and_truncated(
 def test_checklist_23_importance_weights_are_one_where_the_two_match_and_on_padding() -> None:
     (old,) = random_batch(1)
     for cap in (1.0, 2.0):
-        assert torch.equal(
-            truncated_importance_weights(old, old.clone(), MASK, cap=cap), torch.ones_like(old)
-        )
+        assert torch.equal(truncated_importance_weights(old, old.clone(), MASK, cap=cap), torch.ones_like(old))
     for garbage in (NAN, math.inf, -math.inf, 1e9):
         rollout = old.masked_fill(~MASK, garbage)
         assert torch.equal(truncated_importance_weights(old, rollout, MASK, cap=2.0), torch.ones_like(old))
@@ -99,9 +89,7 @@ def test_checklist_23_importance_weights_are_one_where_the_two_match_and_on_padd
 
 def test_importance_weights_are_constants_and_finite() -> None:
     old = torch.tensor([[-1.0, 500.0]], requires_grad=True)
-    weights = truncated_importance_weights(
-        old, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), cap=1e12
-    )
+    weights = truncated_importance_weights(old, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), cap=1e12)
     assert not weights.requires_grad
     torch.testing.assert_close(weights, torch.tensor([[math.exp(-1), math.exp(20)]]))
 
@@ -145,9 +133,7 @@ def test_policy_loss_clips_at_the_range_given(clip_range: float) -> None:
 def test_policy_loss_equals_a_python_loop() -> None:
     logprobs, old, advantages, weights = random_batch(4)
     weights = weights.abs()
-    result = ppo_policy_loss(
-        logprobs, old, advantages, MASK, clip_range=0.2, num_tokens=20, importance_weights=weights
-    )
+    result = ppo_policy_loss(logprobs, old, advantages, MASK, clip_range=0.2, num_tokens=20, importance_weights=weights)
     loss = approx_kl = clips = ratios = 0.0
     for b in range(4):
         for t in range(6):
@@ -278,8 +264,7 @@ def test_checklist_44_entropy_is_a_masked_mean() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     entropy = entropy_from_logits(logits, temperature=0.7)
     expected = [
-        -sum(p * math.log(p) for p in (logits[b, t] / 0.7).softmax(-1).tolist())
-        for b, t in mask.nonzero().tolist()
+        -sum(p * math.log(p) for p in (logits[b, t] / 0.7).softmax(-1).tolist()) for b, t in mask.nonzero().tolist()
     ]
     garbage = entropy.masked_fill(~mask, NAN)
     assert masked_mean(garbage, mask).item() == pytest.approx(sum(expected) / 3, abs=1e-12)
@@ -351,9 +336,7 @@ def test_checklist_36_value_loss_golden(
 ) -> None:
     values = torch.tensor([[value]], dtype=torch.float64, requires_grad=True)
     old_values, returns = torch.tensor([[[old_value]], [[target]]], dtype=torch.float64)
-    result = ppo_value_loss(
-        values, old_values, returns, torch.ones(1, 1) > 0, value_clip_range=0.2, num_tokens=1
-    )
+    result = ppo_value_loss(values, old_values, returns, torch.ones(1, 1) > 0, value_clip_range=0.2, num_tokens=1)
     result.loss.backward()
     assert isinstance(result, ValueLoss)
     assert result.loss.item() == pytest.approx(loss, abs=1e-12)

@@ -167,15 +167,11 @@ def test_nothing_left_to_train_on_is_an_error(tmp_path: Path) -> None:
     config = {
         "preferences": {"path": write(tmp_path / "p.jsonl", pairs(range(40))), "held_out": 0.5},
         "prompts": {
-            "path": write(
-                tmp_path / "q.jsonl", [{"prompt": f"q{n}"} for n in range(40) if is_held_out(f"q{n}", 0.5)]
-            ),
+            "path": write(tmp_path / "q.jsonl", [{"prompt": f"q{n}"} for n in range(40) if is_held_out(f"q{n}", 0.5)]),
             "held_out": 0.0,
         },
     }
-    with pytest.raises(
-        DataError, match=r"data.prompts: nothing is left to train on: (\d+) of \1 records .*; .*; give"
-    ):
+    with pytest.raises(DataError, match=r"data.prompts: nothing is left to train on: (\d+) of \1 records .*; .*; give"):
         run(tmp_path, config)
 
 

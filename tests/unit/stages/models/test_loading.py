@@ -114,9 +114,7 @@ def test_nf4_keeps_gradients_and_values_after_an_eval_pass(tmp_path: Path) -> No
     model = _model(folder, dtype="bfloat16", quantization="nf4", tuning={"rank": 4})
     causal = load_causal_lm(folder, model, "cpu")
     peft_model = attach_adapter(causal, lora_config(model, causal.config, "causal_lm"), seed=0)
-    lowest = next(
-        weight for name, weight in peft_model.named_parameters() if "layers.0" in name and "lora_B" in name
-    )
+    lowest = next(weight for name, weight in peft_model.named_parameters() if "layers.0" in name and "lora_B" in name)
 
     def gradient() -> torch.Tensor:
         peft_model.zero_grad()
@@ -137,9 +135,7 @@ def test_nf4_keeps_gradients_and_values_after_an_eval_pass(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox", "llama"])
-def test_checklist_41_dropout_is_off_in_every_pass(
-    family: Family, family_dir, tmp_path: Path, edit_json
-) -> None:
+def test_checklist_41_dropout_is_off_in_every_pass(family: Family, family_dir, tmp_path: Path, edit_json) -> None:
     folder = Path(shutil.copytree(family_dir(family), tmp_path / family))
     rates = {
         "gpt2": {"attn_pdrop": 0.5, "embd_pdrop": 0.5, "resid_pdrop": 0.5},
@@ -163,16 +159,12 @@ def test_checklist_41_dropout_is_off_in_every_pass(
         for _ in range(5):
             assert torch.equal(peft_model(IDS).logits, expected)
     owners = [*peft_model.modules(), base.config]
-    left = [
-        (name, value) for owner in owners for name, value in vars(owner).items() if "drop" in name and value
-    ]
+    left = [(name, value) for owner in owners for name, value in vars(owner).items() if "drop" in name and value]
     assert [(name, value) for name, value in left if isinstance(value, float)] == []
     assert all(module.p == 0 for module in peft_model.modules() if isinstance(module, torch.nn.Dropout))
 
 
-def test_nf4_with_rows_that_bitsandbytes_gets_wrong_is_named(
-    family_dir, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nf4_with_rows_that_bitsandbytes_gets_wrong_is_named(family_dir, caplog: pytest.LogCaptureFixture) -> None:
     folder = family_dir("llama")
     load_causal_lm(folder, _model(folder, quantization="nf4"), "cpu")
     assert "model.layers.0.self_attn.q_proj has rows of 32, no multiple of 64" in caplog.text
@@ -182,9 +174,7 @@ def test_nan_weights_are_refused_by_name(llama_copy: Path) -> None:
     weights = load_file(llama_copy / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = math.nan
     save_file(weights, llama_copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ModelError, match=r"the weight model.layers.1.mlp.up_proj.weight holds NaN.*Copy or download"
-    ):
+    with pytest.raises(ModelError, match=r"the weight model.layers.1.mlp.up_proj.weight holds NaN.*Copy or download"):
         load_causal_lm(llama_copy, _model(llama_copy), "cpu")
 
 
@@ -192,9 +182,7 @@ def test_missing_weights_are_not_drawn_at_random(llama_copy: Path) -> None:
     weights = load_file(llama_copy / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, llama_copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ModelError, match=r"1 weights are missing in the files, model.layers.1.mlp.up_proj.weight"
-    ):
+    with pytest.raises(ModelError, match=r"1 weights are missing in the files, model.layers.1.mlp.up_proj.weight"):
         load_causal_lm(llama_copy, _model(llama_copy), "cpu")
 
 

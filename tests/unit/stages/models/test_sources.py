@@ -48,9 +48,7 @@ def test_a_missing_folder_names_every_place_looked_at(tmp_path: Path) -> None:
 
 
 def test_a_revision_belongs_to_the_hub(family_dir) -> None:
-    with pytest.raises(
-        ModelError, match=r"model.revision='main' is set but .* no hub id.*Remove model.revision"
-    ):
+    with pytest.raises(ModelError, match=r"model.revision='main' is set but .* no hub id.*Remove model.revision"):
         check_base(ModelConfig(base=str(family_dir("llama")), revision="main"))
 
 

@@ -84,9 +84,7 @@ def test_a_word_that_pads_does_not_change_the_encoding(family_dir) -> None:
 
 def test_no_free_token_is_an_error(family_dir) -> None:
     tokenizer = _load(family_dir("gpt2"))
-    with pytest.raises(
-        ModelError, match=r"no token of the vocabulary .* is free.*not EOS is needed.*Declare one"
-    ):
+    with pytest.raises(ModelError, match=r"no token of the vocabulary .* is free.*not EOS is needed.*Declare one"):
         choose_pad_token(tokenizer, ROWS, range(ROWS))
 
 

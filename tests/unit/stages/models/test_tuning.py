@@ -52,9 +52,7 @@ def _model(folder: Path | str, **tuning: Any) -> ModelConfig:
     return ModelConfig.model_validate(settings)
 
 
-def _adapted(
-    folder: Path, model: ModelConfig, task: Task, *, name: str = "default", seed: int = 0
-) -> PeftModel:
+def _adapted(folder: Path, model: ModelConfig, task: Task, *, name: str = "default", seed: int = 0) -> PeftModel:
     """A base with an adapter whose B is not 0, as after training."""
     if task == "causal_lm":
         base = load_causal_lm(folder, model, "cpu")
@@ -86,9 +84,7 @@ def test_all_linear_is_every_linear_module_of_the_blocks_and_no_head(family: Fam
     assert not any(part in name for name in carriers for part in ("lm_head", "embed", "project", "score"))
     trainable = [name for name, weight in peft_model.named_parameters() if weight.requires_grad]
     assert trainable and all("lora_" in name for name in trainable)
-    assert all(
-        weight.dtype == torch.float32 for name, weight in peft_model.named_parameters() if "lora_" in name
-    )
+    assert all(weight.dtype == torch.float32 for name, weight in peft_model.named_parameters() if "lora_" in name)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,14 +100,10 @@ def test_last_layers_alone_carry_adapters(task: Task, family: Family, family_dir
 def test_named_targets_and_their_mistakes(family_dir) -> None:
     folder = family_dir("llama")
     base_config = load_base_config(folder, _model(folder))
-    named = lora_config(
-        _model(folder, target_modules=["v_proj", "self_attn.q_proj"]), base_config, "causal_lm"
-    )
+    named = lora_config(_model(folder, target_modules=["v_proj", "self_attn.q_proj"]), base_config, "causal_lm")
     assert sorted(named.target_modules) == ["self_attn.q_proj", "v_proj"]
     for wrong in ("lm_head", "c_attn", "q_pro"):
-        with pytest.raises(
-            ModelError, match=rf"names '{wrong}', but a llama block.*Linear modules.*down_proj"
-        ):
+        with pytest.raises(ModelError, match=rf"names '{wrong}', but a llama block.*Linear modules.*down_proj"):
             lora_config(_model(folder, target_modules=[wrong]), base_config, "causal_lm")
     with pytest.raises(ModelError, match=r"layers.last=3, but .* has 2 blocks.*Set it to 2 or less"):
         lora_config(_model(folder, layers={"last": 3}), base_config, "causal_lm")
@@ -150,9 +142,7 @@ def test_the_seed_alone_decides_the_adapter(family_dir) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_checklist_11_saved_and_loaded_models_are_equal_bitwise(
-    family: Family, family_dir, tmp_path: Path
-) -> None:
+def test_checklist_11_saved_and_loaded_models_are_equal_bitwise(family: Family, family_dir, tmp_path: Path) -> None:
     folder = family_dir(family)
     model = _model(folder)
     policy = _adapted(folder, model, "causal_lm", name="policy")
@@ -181,9 +171,7 @@ def test_checklist_11_saved_and_loaded_models_are_equal_bitwise(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_reward_adapter_on_the_causal_model_gives_the_same_scores(
-    family: Family, family_dir, tmp_path: Path
-) -> None:
+def test_a_reward_adapter_on_the_causal_model_gives_the_same_scores(family: Family, family_dir, tmp_path: Path) -> None:
     folder = family_dir(family)
     model = _model(folder)
     reward = _adapted(folder, model, "seq_cls", seed=1)
@@ -247,9 +235,7 @@ def test_loading_and_saving_again_changes_no_byte_of_a_reward_model(family_dir, 
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
     config = json.loads((tmp_path / "first" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == SPEC and config["task_type"] == "SEQ_CLS"
-    assert config["modules_to_save"] == ["score"] and config["target_modules"] == sorted(
-        config["target_modules"]
-    )
+    assert config["modules_to_save"] == ["score"] and config["target_modules"] == sorted(config["target_modules"])
     state = adapter_state(tmp_path / "first")
     assert SCORE_KEY in state and all(value.dtype == torch.float32 for value in state.values())
 
@@ -263,9 +249,7 @@ def test_saved_bytes_do_not_depend_on_the_hash_seed(family_dir, tmp_path: Path) 
         "save_adapter(_adapted(base, _model(base), 'seq_cls'), 'default', out, base_spec=SPEC)\n"
     )
     command = [sys.executable, "-c", code, str(folder), str(tmp_path / "there")]
-    subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "1"}, check=True, capture_output=True
-    )
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "1"}, check=True, capture_output=True)
     # This process has another hash seed: pytest was started with a random one.
     save_adapter(_adapted(folder, _model(folder), "seq_cls"), "default", tmp_path / "here", base_spec=SPEC)
     for file in ("adapter_model.safetensors", "adapter_config.json"):
@@ -282,15 +266,11 @@ def test_check_adapter_names_the_difference(family_dir, tmp_path: Path) -> None:
         ModelError, match=r"was trained on base '.*llama', but model.base is 'org/other'.*Set model.base"
     ):
         check_adapter(saved, _model("org/other"))
-    with pytest.raises(
-        ModelError, match=r"has model.tuning.rank=4, the configuration 8.*Set model.tuning.rank to 4"
-    ):
+    with pytest.raises(ModelError, match=r"has model.tuning.rank=4, the configuration 8.*Set model.tuning.rank to 4"):
         check_adapter(saved, _model(folder, rank=8))
     with pytest.raises(ModelError, match=r"model.tuning.layers.last=None, the configuration 1"):
         check_adapter(saved, _model(folder, layers={"last": 1}))
-    with pytest.raises(
-        ModelError, match=r"model.tuning.target_modules=\['down_proj'.*configuration \['q_proj'\]"
-    ):
+    with pytest.raises(ModelError, match=r"model.tuning.target_modules=\['down_proj'.*configuration \['q_proj'\]"):
         check_adapter(saved, _model(folder, target_modules=["q_proj"]))
     with pytest.raises(ModelError, match=r"no readable adapter configuration .*Name such a folder"):
         check_adapter(tmp_path, _model(folder))
@@ -298,16 +278,12 @@ def test_check_adapter_names_the_difference(family_dir, tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_changed(family_dir, tmp_path: Path) -> None:
     folder = family_dir("llama")
-    save_adapter(
-        _adapted(folder, _model(folder, rank=8), "causal_lm"), "default", tmp_path / "a", base_spec=SPEC
-    )
+    save_adapter(_adapted(folder, _model(folder, rank=8), "causal_lm"), "default", tmp_path / "a", base_spec=SPEC)
     one_block = _model(folder, layers={"last": 1})
     save_adapter(_adapted(folder, one_block, "causal_lm"), "default", tmp_path / "b", base_spec=SPEC)
     peft_model = _adapted(folder, _model(folder), "causal_lm")
     before = _logits(peft_model)
-    with pytest.raises(
-        ModelError, match=r"lora_A.weight is \(8, .*\) in the file and \(4, .*\) in the model"
-    ):
+    with pytest.raises(ModelError, match=r"lora_A.weight is \(8, .*\) in the file and \(4, .*\) in the model"):
         load_adapter_weights(peft_model, tmp_path / "a", "default")
     with pytest.raises(ModelError, match=r"layers.0.* is nothing in the file and \(4, .*\) in the model"):
         load_adapter_weights(peft_model, tmp_path / "b", "default")

@@ -64,9 +64,7 @@ def test_checklist_47_the_same_stage_twice_gives_one_digest(ppo_run: Executed, t
 def test_a_stage_without_a_single_update_fails(
     ppo_run: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        ppo_stage.LearnedReward, "__call__", lambda self, episodes: [math.nan] * len(episodes)
-    )
+    monkeypatch.setattr(ppo_stage.LearnedReward, "__call__", lambda self, episodes: [math.nan] * len(episodes))
     with pytest.raises(StageError, match="every update was skipped as not finite"):
         _again(ppo_run, tmp_path, steps=1, max_bad_steps=9)
 

@@ -42,9 +42,7 @@ def test_the_counts_are_reported(preferences_run: Executed) -> None:
         assert 0 < metrics[f"{split}/distinct_share"] <= 1 and 0 < metrics[f"{split}/labeler_score"] < 1
 
 
-def test_the_same_run_gives_the_same_pairs_and_another_seed_others(
-    preferences_run: Executed, tmp_path: Path
-) -> None:
+def test_the_same_run_gives_the_same_pairs_and_another_seed_others(preferences_run: Executed, tmp_path: Path) -> None:
     assert _again(preferences_run, tmp_path).artifact.digest == preferences_run.artifact.digest
     model = ModelConfig.model_validate(preferences_run.spec.model)
     config = PreferencesConfig.model_validate(preferences_run.spec.config)

@@ -73,9 +73,7 @@ def test_checklist_11_the_artifact_loads_with_peft_and_gives_the_same_raw_scores
             prompts.append(prompt)
             responses.append(response)
     with torch.no_grad():
-        expected = [
-            float(judge(torch.tensor([p + r])).logits[0, 0]) for p, r in zip(prompts, responses, strict=True)
-        ]
+        expected = [float(judge(torch.tensor([p + r])).logits[0, 0]) for p, r in zip(prompts, responses, strict=True)]
     assert scorer.score(prompts, responses) == pytest.approx(expected, abs=1e-4)
     assert max(expected) - min(expected) > 0.5
 
@@ -122,9 +120,7 @@ def test_checklist_06_long_pairs_and_prompts_are_dropped_or_named(rm_run: Execut
 
 def test_margins_reach_the_trainer_only_where_there_are_any(rm_run: Executed) -> None:
     tokenizer = load_tokenizer(rm_run.artifact.path, ModelConfig.model_validate(rm_run.spec.model))
-    pairs = [
-        PreferencePair(prompt="Anna:", chosen=" a", rejected=" b", margin=margin) for margin in (None, 0.5, None)
-    ]
+    pairs = [PreferencePair(prompt="Anna:", chosen=" a", rejected=" b", margin=margin) for margin in (None, 0.5, None)]
     tokenized, dropped = rm_stage._tokenize(pairs, tokenizer, RewardModelConfig())
     rows = rm_stage._pair_dataset(tokenized)
     assert dropped == 0 and list(rows["margin"]) == [0.0, 0.5, 0.0]

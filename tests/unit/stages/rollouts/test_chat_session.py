@@ -13,9 +13,7 @@ from tests.tiny import Family
 from tests.unit.stages.parts import FoldersOf, model_config
 
 
-def _talk(
-    folders: FoldersOf, family: Family, lines: list[str], *, conversational: bool, seed: int = 1
-) -> list[str]:
+def _talk(folders: FoldersOf, family: Family, lines: list[str], *, conversational: bool, seed: int = 1) -> list[str]:
     own = folders(family)
     return list(
         chat_session(

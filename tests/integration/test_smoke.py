@@ -1,0 +1,112 @@
+"""The tiny full flow through the command line: real stages, a real Prefect server, W&B offline, real vLLM."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Rlhf = Callable[..., subprocess.CompletedProcess[str]]
+
+STAGES = ["data", "sft", "preferences", "reward_model", "ppo", "evaluation"]
+GAIN = ("before", "after", "gain", "gain_low", "gain_high")
+EVALUATION_METRICS = {
+    *(f"{scorer}/{name}" for scorer in ("proxy", "gold") for name in GAIN),
+    "kl/mean",
+    *(f"win_rate/{name}" for name in ("mean", "low", "high")),
+    *(f"{name}/{side}" for name in ("response_length", "distinct_2") for side in ("before", "after")),
+}  # fmt: skip
+
+
+def read_run(outputs: Path, name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((outputs / name / "run.json").read_text(encoding="utf-8"))
+    return record
+
+
+def statuses(outputs: Path, name: str) -> dict[str, str]:
+    return {stage["name"]: stage["status"] for stage in read_run(outputs, name)["stages"]}
+
+
+def check_complete(outputs: Path, name: str) -> dict[str, dict[str, Any]]:
+    """Everything that DESIGN section 3 promises of a finished run."""
+    record = read_run(outputs, name)
+    assert record["status"] == "completed"
+    stages = {stage["name"]: stage for stage in record["stages"]}
+    assert list(stages) == STAGES
+    for stage_name, stage in stages.items():
+        folder = outputs / name / stage_name
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        assert manifest["artifact"]["digest"] == stage["artifact"]["digest"]
+        assert (folder / "artifact").resolve() == (outputs / "store" / stage["artifact"]["digest"]).resolve()
+        assert not Path(str((folder / "artifact").readlink())).is_absolute()
+    lineage = {role: stages[source]["artifact"]["digest"] for role, source in
+               (("dataset", "data"), ("policy", "sft"), ("reward_model", "reward_model"))}  # fmt: skip
+    assert stages["ppo"]["artifact"]["parents"] == lineage
+    assert EVALUATION_METRICS <= stages["evaluation"]["metrics"].keys()
+    assert (outputs / name / "report.html").stat().st_size > 10_000
+    return stages
+
+
+def test_full_flow_with_transformers_then_cached_then_rerun(rlhf: Rlhf, tiny_llama: Path, tmp_path: Path) -> None:
+    base = ("--set", f"model.base={tiny_llama}")
+    first = rlhf("run", "configs/smoke.yaml", "--run", "one", *base)
+    assert first.returncode == 0, first.stdout + first.stderr
+    outputs = tmp_path / "outputs"
+    stages = check_complete(outputs, "one")
+    assert {stage["status"] for stage in stages.values()} == {"executed"}
+    assert "wandb sync" in first.stdout + first.stderr  # offline by default: the command that uploads it
+
+    again = rlhf("run", "configs/smoke.yaml", "--run", "two", *base)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert set(statuses(outputs, "two").values()) == {"cached"}
+
+    rerun = rlhf("rerun", "ppo", "--run", "one", "--name", "three", "--set", "ppo.kl_coef=0.2", "--downstream")
+    assert rerun.returncode == 0, rerun.stdout + rerun.stderr
+    assert statuses(outputs, "three") == {
+        **dict.fromkeys(STAGES, "cached"),
+        "ppo": "executed",
+        "evaluation": "executed",
+    }
+    other = {stage["name"]: stage for stage in read_run(outputs, "three")["stages"]}
+    assert other["sft"]["artifact"]["digest"] == stages["sft"]["artifact"]["digest"]
+    assert other["ppo"]["artifact"]["digest"] != stages["ppo"]["artifact"]["digest"]
+
+
+def test_full_flow_with_vllm(rlhf: Rlhf, tiny_llama: Path, tmp_path: Path) -> None:
+    engines = [f"{stage}.rollout.engine=vllm" for stage in ("preferences", "ppo", "evaluation")]
+    settings = [f"model.base={tiny_llama}", *engines]
+    done = rlhf("run", "configs/smoke.yaml", "--run", "vllm", *(word for s in settings for word in ("--set", s)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_complete(tmp_path / "outputs", "vllm")
+    rows = [json.loads(line) for line in (tmp_path / "outputs/vllm/ppo/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    # float32 on both sides: the engine samples from the very policy that was just trained (FACTS: 2e-6).
+    assert max(row["rollout/logprob_delta_rms"] for row in rows) < 1e-3
+    assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert rows[-1]["objective/kl"] > 1e-4
+
+
+def test_full_flow_with_qlora_in_processes_of_their_own(rlhf: Rlhf, tiny_llama: Path, tmp_path: Path) -> None:
+    settings = [
+        f"model.base={tiny_llama}",
+        "model.tuning={method: qlora, rank: 8, alpha: 16}",
+        "launch.mode=process",
+        "tracking.mode=disabled",
+    ]
+    done = rlhf("run", "configs/smoke.yaml", "--run", "qlora", *(word for s in settings for word in ("--set", s)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_complete(tmp_path / "outputs", "qlora")
+    resolved = (tmp_path / "outputs/qlora/config.yaml").read_text(encoding="utf-8")
+    assert "quantization: nf4" in resolved
+    assert "method: lora" in resolved
+    assert (tmp_path / "outputs/qlora/sft/log.txt").stat().st_size > 0
+
+
+def test_an_unknown_key_ends_with_code_2_and_leaves_nothing(rlhf: Rlhf, tmp_path: Path) -> None:
+    done = rlhf("run", "configs/smoke.yaml", "--set", "ppo.kl_coeff=0.1")
+    assert done.returncode == 2
+    assert "ppo.kl_coeff: unknown key. Did you mean ppo.kl_coef?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()
