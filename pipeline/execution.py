@@ -43,7 +43,6 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
             session = Session(config, config_dir, run, plan, console, tracker)
             _run_on(lease, session)
             run.finish("completed")
-            _write_report(console, run)
             code = EXIT_DONE
         except KeyboardInterrupt as error:
             run.finish("cancelled")
@@ -59,6 +58,7 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
             code = EXIT_FAILED
         finally:
             console.end_progress()
+            _write_report(console, run)  # of a failed run too: it says which stage failed, and how
             _close(console, run, tracker, lease)
     _summarise(console, run)
     return code

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pipeline.report_charts import Point, Reference, Series, line_chart, reliability_chart
+from pipeline.report_charts import Point, Reference, Series, format_number, line_chart, reliability_chart
 from pipeline.report_data import StageView, number
 
 _MAX_MORE = 60
@@ -75,21 +75,33 @@ def stage_curves(stage: StageView) -> str:
         charts += _reliability(stage.manifest)
     times = _time_split(stage.rows)
     known = {key for curve in CURVES.get(stage.name, ()) for key, _ in curve.keys}
+    rest = [key for key in _names(stage.rows) if key not in known and not (times and _is_time(key))]
+    values = {key: [value for _, value in _points(stage.rows, key) if value is not None] for key in rest}
     more = [
-        chart
-        for key in _names(stage.rows)
-        if key not in known and not (times and _is_time(key))
-        if (chart := _chart(Curve(key, ((key, key),), key.rpartition("/")[2], ""), stage.rows))
+        _chart(Curve(key, ((key, key),), key.rpartition("/")[2], ""), stage.rows)
+        for key in rest
+        if len(values[key]) > 1
     ]
-    if not charts and not more:
+    figures = _figures({key: found[0] for key, found in values.items() if len(found) == 1})
+    if not charts and not more and not figures:
         return '<p class="muted">No metrics were recorded.</p>'
-    html = f'<div class="charts">{"".join(charts or more)}</div>{times}'
+    html = f'<div class="charts">{"".join(charts or more)}</div>{times}{figures}'
     if charts and more:
         html += (
             f"<details><summary>{len(more)} more curves</summary>"
             f'<div class="charts">{"".join(more[:_MAX_MORE])}</div></details>'
         )
     return html
+
+
+def _figures(values: dict[str, float]) -> str:
+    """What was measured once, e.g. by the data stage: a point is no curve."""
+    if not values:
+        return ""
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{format_number(value)}</dd></div>" for name, value in values.items()
+    )
+    return f'<dl class="card facts">{items}</dl>'
 
 
 def _chart(curve: Curve, rows: Sequence[dict[str, Any]]) -> str:

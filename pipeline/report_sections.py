@@ -108,8 +108,8 @@ def tiles(run: RunView) -> str:
     if (kl := number(metrics.get("kl/mean"))) is not None:
         found.append(("KL to SFT", f"{kl:.1f}", "", "nats per response"))
     if (length := number(metrics.get("response_length/after"))) is not None:
-        before = number(metrics.get("response_length/before"))
-        note = "tokens" if before is None else f"tokens ({before:.1f} before)"
+        earlier = number(metrics.get("response_length/before"))
+        note = "tokens" if earlier is None else f"tokens ({earlier:.1f} before)"
         found.append(("Response length", f"{length:.1f}", "", note))
     stage = run.stage("reward_model")
     if stage is not None and (accuracy := number(stage.metrics.get("eval/accuracy"))) is not None:
@@ -127,8 +127,6 @@ def tiles(run: RunView) -> str:
 def evaluation_table(run: RunView) -> str:
     """Every figure of the evaluation, before and after."""
     metrics = run.evaluation
-    if not metrics:
-        return '<p class="muted">The run has no evaluation.</p>'
     rows = []
     for name, title in (("proxy", "Reward-model (proxy) score"), ("gold", "Gold score")):
         values = [number(metrics.get(f"{name}/{part}")) for part in ("gain", "gain_low", "gain_high")]
@@ -155,6 +153,8 @@ def evaluation_table(run: RunView) -> str:
             rows.append((title, None, None, f"{mean:.0%}{interval}", _whiskers(values, 0.5, 0.5)))
     if "kl/mean" in metrics:
         rows.append(("KL to the SFT policy (nats)", None, metrics["kl/mean"], "", ""))
+    if not rows:
+        return '<p class="muted">The run has no evaluation.</p>'
     body = "".join(
         f'<tr><th scope="row">{title}</th><td>{_figure(before)}</td><td>{_figure(after)}</td>'
         f"<td>{change}</td><td>{chart}</td></tr>"

@@ -32,6 +32,7 @@ details{margin-top:12px}summary{cursor:pointer;color:var(--muted)}
 .muted,.hint{color:var(--muted)}.hint{font-size:.85rem;margin:.4em 0 0}
 .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 .facts{display:flex;flex-wrap:wrap;gap:10px 34px;margin:0}
+.facts.card{padding:14px 16px}
 .facts dt{font-size:.78rem;color:var(--muted)}.facts dd{margin:0;font-weight:600;overflow-wrap:anywhere}
 nav{display:flex;flex-wrap:wrap;gap:4px 18px;margin-top:18px;font-size:.9rem}
 nav a{color:var(--s0);text-decoration:none}nav a:hover{text-decoration:underline}

@@ -65,8 +65,9 @@ def run_stage_task(
             raise missing_in_store(stage)
         on_execute()
         return _execute(session, stage, inputs, fingerprint, log, progress, start)
-    except BaseException:  # Ctrl-C too: whatever ends a stage, `run.json` says so
-        run.update_stage(stage, status="failed", seconds=round(time.monotonic() - start, 3))
+    except BaseException as error:  # Ctrl-C too: whatever ends a stage, `run.json` says so
+        seconds = round(time.monotonic() - start, 3)
+        run.update_stage(stage, status="failed", seconds=seconds, error=str(error) or type(error).__name__)
         raise
     finally:
         session.console.end_progress()

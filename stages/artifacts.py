@@ -89,6 +89,7 @@ def publish_payload(payload_dir: Path, store_dir: Path) -> tuple[str, dict[str, 
         shutil.rmtree(target)
     for path in payload_files(payload_dir):
         path.chmod(0o444)
+    payload_dir.chmod(0o755)  # a temporary folder is its owner's alone
     try:
         os.rename(payload_dir, target)
     except OSError:  # another run published the same content in the meantime

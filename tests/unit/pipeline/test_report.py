@@ -254,6 +254,13 @@ def test_metrics_that_are_never_numbers_draw_nothing() -> None:
     assert "No metrics were recorded" in stage_curves(stage)
 
 
+def test_what_was_measured_once_is_no_curve() -> None:
+    stage = StageView("data", "executed", rows=[{"step": 0, "seconds": 0.1, "prompts/train": 570}])
+    html = stage_curves(stage)
+    assert "<svg" not in html
+    assert "<dt>prompts/train</dt><dd>570</dd>" in html
+
+
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"run\.json: missing .* `rlhf runs` lists them"):
         write_report(tmp_path)

@@ -92,6 +92,7 @@ def preferences_run(sft_run: Executed, outputs: Path) -> Executed:
         {
             "labeler": {"reward": {"type": "character_share", "characters": "aeiou"}},
             "responses_per_prompt": 3,
+            "only_finished": False,
             "num_prompts": 12,
             "num_held_out_prompts": 5,
             "batch_size": 7,

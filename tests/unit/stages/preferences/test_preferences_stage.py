@@ -61,3 +61,15 @@ def test_a_labeler_without_an_opinion_ends_the_stage(preferences_run: Executed, 
     labeler = {"reward": {"type": "character_share", "characters": "\u2603"}}
     with pytest.raises(StageError, match=r"no pair came out of 36 responses: the labeler gave all"):
         _again(preferences_run, tmp_path, labeler=labeler)
+
+
+def test_responses_that_were_cut_off_make_no_pair(preferences_run: Executed, tmp_path: Path) -> None:
+    assert preferences_run.manifest["metrics"]["train/finished_share"] < 1.0
+    every = preferences_run.manifest["metrics"]["train/pairs"]
+    rollout = preferences_run.spec.config["rollout"] | {"max_new_tokens": 1, "temperature": 0.05}
+    with pytest.raises(StageError, match=r"the length limit cut them off \(0% ended by themselves\)"):
+        _again(preferences_run, tmp_path / "cut", only_finished=True, rollout=rollout)
+    longer = preferences_run.spec.config["rollout"] | {"max_new_tokens": 60}
+    some = _again(preferences_run, tmp_path / "some", only_finished=True, rollout=longer)
+    share, pairs = (some.manifest["metrics"][f"train/{name}"] for name in ("finished_share", "pairs"))
+    assert 0.0 < share < 1.0 and 0 < pairs < every
