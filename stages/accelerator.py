@@ -4,68 +4,15 @@ accelerate and DeepSpeed are driven through `TrainingArguments` from here and no
 """
 
 import os
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data.errors import StageError
 from stages.contract import StageContext
+from stages.learning import LearningConfig
 from stages.models.config import ModelConfig
-
-
-class LearningConfig(Protocol):
-    """The learning settings that SFT and reward model share."""
-
-    @property
-    def learning_rate(self) -> float:
-        """Peak learning rate."""
-        ...
-
-    @property
-    def lr_schedule(self) -> Literal["linear", "cosine", "constant"]:
-        """Decay after the warm-up."""
-        ...
-
-    @property
-    def warmup_fraction(self) -> float:
-        """Share of steps with a rising rate."""
-        ...
-
-    @property
-    def weight_decay(self) -> float:
-        """Decoupled weight decay."""
-        ...
-
-    @property
-    def max_grad_norm(self) -> float:
-        """Clip of the gradients' global norm."""
-        ...
-
-    @property
-    def epochs(self) -> float:
-        """Passes over the data."""
-        ...
-
-    @property
-    def max_steps(self) -> int | None:
-        """Upper bound of the optimizer steps."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Examples in one optimizer step, over all processes."""
-        ...
-
-    @property
-    def microbatch_size(self) -> int:
-        """Examples in one forward pass of one process."""
-        ...
-
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Recompute activations."""
-        ...
 
 
 def num_processes() -> int:

@@ -84,6 +84,12 @@ class SharedBase:
         return int(self._base.get_output_embeddings().weight.shape[-1])
 
     @property
+    def max_positions(self) -> int | None:
+        """Longest sequence that the base knows positions for; None where its configuration does not say."""
+        value = getattr(self._base.config.get_text_config(), "max_position_embeddings", None)
+        return None if value is None else int(value)
+
+    @property
     def peft_model(self) -> PeftModel:
         """The model with its adapters, for saving them."""
         if self._peft is None:

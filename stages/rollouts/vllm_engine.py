@@ -88,7 +88,7 @@ class VLLMEngine:
             max_loras=1,
             max_cpu_loras=2,
             max_lora_rank=next(rank for rank in _RANKS if rank >= model.tuning.rank),
-            max_model_len=max_length,
+            max_model_len=min(max_length, shared_base.max_positions or max_length),
             gpu_memory_utilization=config.gpu_memory_utilization,
             enforce_eager=config.enforce_eager,
             enable_prefix_caching=False,
