@@ -60,7 +60,7 @@ def task_runs(flow_run_id: str) -> dict[str, Any]:
         return {run.name.rsplit("-one")[0]: run for run in client.read_task_runs(flow_run_filter=flow_filter)}
 
 
-def test_run_cache_change_and_rerun(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_checklist_51_run_cache_change_and_rerun(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "c.yaml", "--run", "one"]) == 0
     assert set(statuses(folder, "one").values()) == {"executed"}
     record = read_run(folder, "one")

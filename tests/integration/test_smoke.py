@@ -49,7 +49,7 @@ def check_complete(outputs: Path, name: str) -> dict[str, dict[str, Any]]:
     return stages
 
 
-def test_full_flow_with_transformers_then_cached_then_rerun(rlhf: Rlhf, tiny_llama: Path, tmp_path: Path) -> None:
+def test_checklist_51_full_flow_then_no_stage_then_ppo_alone(rlhf: Rlhf, tiny_llama: Path, tmp_path: Path) -> None:
     base = ("--set", f"model.base={tiny_llama}")
     first = rlhf("run", "configs/smoke.yaml", "--run", "one", *base)
     assert first.returncode == 0, first.stdout + first.stderr
