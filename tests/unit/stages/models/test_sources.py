@@ -176,3 +176,18 @@ def test_offline_unless_the_user_named_the_hub(family_dir) -> None:
     for variables in (offline_environment(local, uses_hub=True), offline_environment(hub, uses_hub=False)):
         assert "HF_HUB_OFFLINE" not in variables
         assert variables["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+def test_an_unreachable_hub_is_the_users_to_know_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import get_session
+
+    # The transport's own error, whichever client this version of huggingface_hub speaks through.
+    client_module = __import__(type(get_session()).__module__.split(".")[0])
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise client_module.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    with pytest.raises(ModelError, match="hub cannot be reached .Name or service not known.*Check the spelling"):
+        check_base(ModelConfig(base="org/name"))
