@@ -139,10 +139,10 @@ class _RowwiseLogprobs(torch.autograd.Function):
         return torch.cat(logprobs)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Scale each row's gradient."""
+    def backward(ctx: Any, grad_logprobs: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Scale each row's gradient; autograd casts it to the type of the hidden states."""
         (gradients,) = ctx.saved_tensors
-        return (grad_outputs[0].unsqueeze(-1) * gradients).to(gradients.dtype), None, None, None, None
+        return grad_logprobs[:, None] * gradients, None, None, None, None
 
 
 def chunked_logprobs_and_entropy(

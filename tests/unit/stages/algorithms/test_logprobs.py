@@ -301,3 +301,37 @@ def test_precomputed_gradients_refuse_a_chunk_without_rows(chunk_size: int) -> N
         chunked_logprobs(
             torch.zeros(2, 2), torch.tensor([0, 1]), head=lambda x: x, temperature=1.0, chunk_size=chunk_size
         )
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 100])
+def test_chunked_values_without_gradients_equal_a_log_softmax_written_out(chunk_size: int) -> None:
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(5, 3, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+    token_ids = torch.tensor([6, 0, 2, 2, 5])
+    found = chunked_logprobs(
+        hidden, token_ids, head=lambda rows: rows @ weight.T, temperature=0.5, chunk_size=chunk_size
+    )
+    expected = []
+    for row in range(5):
+        logits = [2.0 * float(hidden[row] @ weight[v]) for v in range(7)]
+        expected.append(logits[int(token_ids[row])] - math.log(sum(math.exp(value) for value in logits)))
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_chunked_values_refuse_more_rows_than_tokens(needs_gradient: bool) -> None:
+    # 5 rows and 4 tokens in chunks of 2 are 3 and 2 chunks: none may be dropped without a word
+    hidden = torch.zeros(5, 3, requires_grad=needs_gradient)
+    with pytest.raises((ValueError, TypeCheckError), match="zip|Type-check error"):  # the latter under the hook
+        chunked_logprobs(
+            hidden, torch.zeros(4, dtype=torch.long), head=lambda rows: rows, temperature=1.0, chunk_size=2
+        )
+
+
+def test_precomputed_gradients_arrive_in_the_type_of_the_hidden_states() -> None:
+    hidden = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
+    found = chunked_logprobs(hidden, torch.tensor([0, 1, 2]), head=lambda rows: rows, temperature=1.0, chunk_size=2)
+    assert found.dtype == torch.float32
+    found.sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.bfloat16
