@@ -43,11 +43,6 @@ class ServerLease:
         self._folder = None if client_file is None else client_file.parent
 
     @property
-    def is_ours(self) -> bool:
-        """Whether the server was started by a run, and not by the user."""
-        return self._folder is not None
-
-    @property
     def ui_url(self) -> str:
         """Address of the user interface."""
         return self.api_url.removesuffix("/api")

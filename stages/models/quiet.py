@@ -1,20 +1,7 @@
 """Keeps the libraries from reporting what is meant: a head that is new, an accelerator that is absent."""
 
-import logging as standard_logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-
-def quiet_imports(device: str) -> None:
-    """Silence what deepspeed and bitsandbytes say when they are imported. To be called before peft is.
-
-    deepspeed warns that it found no accelerator, and bitsandbytes, on a CPU with bf16 instructions, that it
-    cannot get a kernel from the hub.
-    """
-    if device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    standard_logging.getLogger("bitsandbytes").setLevel(standard_logging.ERROR)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import ModelError
+from stages.artifacts import file_digest
 from stages.models.config import ModelConfig
 from stages.models.folders import check_model_folder, spec_files
 from stages.models.packaged import PackagedModel, find_packaged_model, packaged_folder, resolve_packaged
@@ -102,7 +103,7 @@ def base_spec_digest(model: ModelConfig, config_dir: Path | None = None) -> str:
             check_model_folder(folder, model.base)
             digest.update(b"local\0")
             for path in spec_files(folder, with_code=model.trust_remote_code):
-                digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\0".encode())
+                digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\0".encode())
         case "hub":
             digest.update(f"hub\0{model.base}\0{model.revision or ''}\0".encode())
     if model.chat_template is not None:
@@ -161,12 +162,6 @@ def local_file(name: str, config_dir: Path | None, setting: str) -> Path:
         if path.is_file():
             return path.resolve()
     raise ModelError(f"{setting}={name!r}: no file at {_listed(candidates)}. Correct the path or remove the setting.")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _packaged(base: str) -> PackagedModel:
