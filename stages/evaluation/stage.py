@@ -32,7 +32,7 @@ from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import check_adapter, score_weight
 from stages.rollouts.contract import Rollout
 from stages.rollouts.factory import build_engine
-from stages.seeds import derive_seed
+from stages.seeds import derive_seed, row_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -91,21 +91,19 @@ def run(
         model,
         shared_base,
         base=base,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        tokenizer=tokenizer,
+        prompts=list(texts),
         batch_size=config.batch_size,
         max_prompt_tokens=config.max_prompt_tokens,
-        config_dir=context.config_dir,
-        scratch_dir=context.scratch_dir,
-        seed=context.seed,
+        context=context,
     )
     sides = {}
     try:
         for number, role in enumerate(("reference", "policy")):
             context.report_progress(number, 2, f"{role} answers {len(texts)} prompts")
             engine.load_policy(role)
-            seed = derive_seed(context.seed, "evaluation", 0)
-            rollouts = engine.generate(list(texts), config.rollout, seed=seed)
+            seeds = row_seeds(derive_seed(context.seed, "evaluation", 0), len(texts))
+            rollouts = engine.generate(list(texts), config.rollout, seeds=seeds)
             sides[role] = _judge(rollouts, texts, tokenizer, proxy, gold)
     finally:
         engine.close()

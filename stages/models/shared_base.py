@@ -203,6 +203,23 @@ class SharedBase:
         )
         return _scatter(logprobs, batch.response_mask)
 
+    def next_token_logprobs(
+        self, input_ids: Int[Tensor, "B P"], attention_mask: Bool[Tensor, "B P"]
+    ) -> Float[Tensor, "B V"]:
+        """Log-probabilities of all next tokens of left-padded prompts, at temperature 1, in nats, in float32."""
+        if self._head is not None:
+            logits = self._head(self.hidden_states(input_ids, attention_mask)[:, -1])
+        else:
+            positions = {"position_ids": position_ids_from_mask(attention_mask)} if self._takes_positions else {}
+            logits = self._base(
+                input_ids=input_ids,
+                attention_mask=attention_mask.long(),
+                use_cache=False,
+                logits_to_keep=1,
+                **positions,
+            ).logits[:, -1]
+        return torch.log_softmax(logits.float(), dim=-1)
+
     def generate(self, input_ids: Int[Tensor, "B P"], attention_mask: Bool[Tensor, "B P"], **settings: Any) -> Any:
         """Transformers' own `generate` under the active role.
 

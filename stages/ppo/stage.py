@@ -74,13 +74,11 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         model,
         shared_base,
         base=base,
-        pad_token_id=pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        tokenizer=tokenizer,
+        prompts=prompts,
         batch_size=config.batch_size,
         max_prompt_tokens=config.max_prompt_tokens,
-        config_dir=context.config_dir,
-        scratch_dir=context.scratch_dir,
-        seed=context.seed,
+        context=context,
     )
     try:
         engine.load_policy("policy")

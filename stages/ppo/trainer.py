@@ -30,7 +30,7 @@ from stages.ppo.controllers import KLController, ScoreShaper
 from stages.ppo.experience import Experience, PPOModels, collect_experience
 from stages.ppo.measure import StepClock, mean_rows, step_metrics
 from stages.rollouts.contract import Rollout, RolloutEngine
-from stages.seeds import derive_seed
+from stages.seeds import derive_seed, row_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +106,8 @@ class PPOTrainer:
         """
         config, clock = self.config, StepClock()
         with clock.measure("generate"):
-            seed = derive_seed(self.seed, "rollouts", self.num_steps)
-            rollouts = self.rollout_engine.generate(prompts, config.rollout, seed=seed)
+            seeds = row_seeds(derive_seed(self.seed, "rollouts", self.num_steps), len(prompts))
+            rollouts = self.rollout_engine.generate(prompts, config.rollout, seeds=seeds)
         with clock.measure("score"):
             scores = torch.tensor(self.reward_function([self.to_episode(rollout) for rollout in rollouts]))
         with clock.measure("experience"):
@@ -276,8 +276,7 @@ class PPOTrainer:
             raise StageError(
                 f"step {self.num_steps + 1}: log-probabilities of trainer and rollout engine differ by {rms:.3f} nats "
                 f"(RMS); at most ppo.rollout.max_logprob_delta_rms={bound} is expected of one policy in two "
-                f"implementations: the engine runs another adapter, base or temperature (adapter version "
-                f"{self.rollout_engine.version})"
+                f"implementations: the engine runs another adapter, base or temperature "
             )
 
 

@@ -25,7 +25,7 @@ from stages.preferences.config import PreferencesConfig
 from stages.preferences.ranking import rank_pairs
 from stages.rollouts.contract import RolloutEngine
 from stages.rollouts.factory import build_engine
-from stages.seeds import derive_seed
+from stages.seeds import derive_seed, row_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +57,11 @@ def run(
         model,
         shared_base,
         base=base,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        tokenizer=tokenizer,
+        prompts=_probe_prompts(config, inputs["dataset"], tokenizer),
         batch_size=config.batch_size,
         max_prompt_tokens=config.max_prompt_tokens,
-        config_dir=context.config_dir,
-        scratch_dir=context.scratch_dir,
-        seed=context.seed,
+        context=context,
     )
     metrics: dict[str, float] = {}
     try:
@@ -87,6 +85,14 @@ def run(
     return StageOutput(metrics)
 
 
+def _probe_prompts(config: PreferencesConfig, dataset: Artifact, tokenizer: Any) -> list[list[int]]:
+    """The first training prompts that are short enough."""
+    records = read_split(dataset.path, "prompts", "train")
+    encoded = [encode_prompt(tokenizer, record.prompt) for record in records[: 4 * config.rollout.num_probe_prompts]]
+    kept, _ = drop_long(encoded, config.max_prompt_tokens)
+    return [encoded[row] for row in kept[: config.rollout.num_probe_prompts]]
+
+
 def _collect(
     config: PreferencesConfig,
     records: Sequence[PromptRecord],
@@ -105,8 +111,8 @@ def _collect(
     finished: list[bool] = []
     for start in range(0, len(repeated), config.batch_size):
         rows = repeated[start : start + config.batch_size]
-        seed = derive_seed(context.seed, f"preferences/{split}", start)
-        rollouts = engine.generate([encoded[row] for row in rows], config.rollout, seed=seed)
+        seeds = row_seeds(derive_seed(context.seed, f"preferences/{split}", start), len(rows))
+        rollouts = engine.generate([encoded[row] for row in rows], config.rollout, seeds=seeds)
         episodes += [
             Episode(
                 prompt_text=render_prompt_text(tokenizer, records[row].prompt),

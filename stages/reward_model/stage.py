@@ -42,6 +42,7 @@ from stages.reward_model.config import NormalizationConfig, RewardModelConfig
 from stages.reward_model.evaluation import TokenizedPair, evaluate_pairs
 from stages.reward_model.trainer import BradleyTerryTrainer
 from stages.rollouts.hf_engine import HFEngine
+from stages.seeds import row_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def _normalization(
             f"responses to them: raise that limit"
         )
     chosen = [prompts[index] for index in kept[: config.num_prompts]]
-    rollouts = engine.generate(chosen, config.sampling, seed=seed)
+    rollouts = engine.generate(chosen, config.sampling, seeds=row_seeds(seed, len(chosen)))
     scores = torch.tensor(
         raw.score([rollout.prompt_ids for rollout in rollouts], [rollout.response_ids for rollout in rollouts])
     )

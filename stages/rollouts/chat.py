@@ -13,7 +13,7 @@ from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import check_adapter
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.hf_engine import HFEngine
-from stages.seeds import derive_seed
+from stages.seeds import derive_seed, row_seeds
 
 
 def chat_session(
@@ -59,7 +59,7 @@ def chat_session(
     for number, line in enumerate(lines):
         turns.append(Message(role="user", content=line))
         prompt = encode_prompt(tokenizer, tuple(turns) if conversational else line)
-        rollout = engine.generate([prompt], sampling, seed=derive_seed(seed, "chat", number))[0]
+        rollout = engine.generate([prompt], sampling, seeds=row_seeds(derive_seed(seed, "chat", number), 1))[0]
         answer = decode_response(tokenizer, rollout.response_ids)
         turns.append(Message(role="assistant", content=answer))
         yield answer if conversational else line + answer

@@ -29,20 +29,59 @@ class VLLMConfig(StrictModel):
     enforce_eager: bool = True
     """No CUDA graphs. Starts faster and takes less memory."""
 
+    prefix_caching: bool = False
+    """Keep key-value blocks of equal beginnings of prompts. Pays where a prompt has several responses."""
+
     base_weights: Literal["trainer", "original"] = "trainer"
     """Under NF4: serve the dequantised weights that the trainer computes with, or the original ones."""
+
+
+class VLLMServerConfig(StrictModel):
+    """`vllm serve`, spoken to over HTTP. Without `address` the stage starts one on this machine and ends it."""
+
+    address: str | None = Field(default=None, pattern=r"^https?://")
+    """Of a server that runs already, `http://host:8000`. It has to be started with
+    `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE --enable-lora --logprobs-mode processed_logprobs`."""
+
+    api_key_env: str = Field(default="VLLM_API_KEY", min_length=1)
+    """Environment variable that holds the server's API key. The key itself never enters a configuration."""
+
+    adapter_dir: str | None = None
+    """Folder for adapters that the server can read under the same path. Default: RAM-backed storage of this machine."""
+
+    startup_timeout_seconds: float = Field(default=600.0, gt=0)
+    """How long the stage waits for the server to answer."""
+
+    request_timeout_seconds: float = Field(default=300.0, gt=0)
+    """How long it waits for one answer."""
+
+    max_parallel_requests: int = Field(default=64, ge=1)
+    """Requests under way at a time; vLLM batches them."""
+
+
+ImportanceSampling = Literal["auto", "off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 class RolloutConfig(SamplingConfig):
     """Sampling of PPO's rollouts and the engine that does it."""
 
-    engine: Literal["auto", "hf", "vllm"] = "auto"
-    """`hf` generates with the trainer's own weights; `auto` is `vllm` on a GPU where it is installed, else `hf`."""
+    engine: Literal["auto", "hf", "vllm", "vllm_server"] = "auto"
+    """`hf` generates with the trainer's own weights, `vllm` in this process, `vllm_server` by `vllm serve`; `auto` is
+    `vllm` on a GPU where it is installed, else `hf`."""
 
     vllm: VLLMConfig = VLLMConfig()
+
+    server: VLLMServerConfig = VLLMServerConfig()
+
+    num_probe_prompts: int = Field(default=16, ge=2)
+    """Prompts on which each sync of an adapter to vLLM is proven."""
 
     max_logprob_delta_rms: float = Field(default=0.2, gt=0)
     """The stage ends when trainer and engine disagree on the sampled tokens by more than this (nats, RMS)."""
 
+    importance_sampling: ImportanceSampling = "auto"
+    """How the gap between trainer and engine is corrected: weights `pi_trainer / pi_engine` a token or a response,
+    truncated at `importance_cap`, or 0 above it. `auto` is `token_truncate` with vLLM, `off` with `hf`."""
+
     importance_cap: float = Field(default=2.0, gt=1.0)
-    """Upper bound of the truncated importance weights `pi_trainer / pi_engine` (only with `vllm`)."""
+    """Upper bound of the importance weights."""

@@ -1,13 +1,21 @@
 """The engine that a configuration names."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data.errors import ConfigError
+from stages.contract import StageContext
 from stages.models.config import ModelConfig
+from stages.models.dequantized import dequantized_base
 from stages.models.shared_base import SharedBase
+from stages.ranks import Ranks
+from stages.rollouts.adapter_files import AdapterFiles
 from stages.rollouts.config import RolloutConfig
-from stages.rollouts.contract import RolloutEngine
+from stages.rollouts.contract import AdapterBackend, RolloutEngine
 from stages.rollouts.hf_engine import HFEngine
+from stages.rollouts.sync_proof import SyncBounds, SyncProof
+from stages.rollouts.synced_engine import SyncedEngine
 
 
 def build_engine(
@@ -16,13 +24,12 @@ def build_engine(
     shared_base: SharedBase,
     *,
     base: Path | str,
-    pad_token_id: int,
-    eos_token_id: int,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
     batch_size: int,
     max_prompt_tokens: int,
-    config_dir: Path | None,
-    scratch_dir: Path,
-    seed: int,
+    context: StageContext,
+    ranks: Ranks | None = None,
 ) -> RolloutEngine:
     """Make an engine; `load_policy` tells it which adapter of the shared base acts.
 
@@ -31,38 +38,89 @@ def build_engine(
         model: Base and adapter, for the engine's own copy.
         shared_base: The trainer's model.
         base: Folder or hub id of the base.
-        pad_token_id: Fills shorter rows.
-        eos_token_id: Ends a response.
+        tokenizer: For its pad and EOS.
+        prompts: What is going to be sampled; the first ones serve as probes of each sync.
         batch_size: Prompts in one call of transformers' `generate`; vLLM batches by itself.
         max_prompt_tokens: Longest prompt, for the size of vLLM's cache.
-        config_dir: Folder of the configuration file.
-        scratch_dir: For adapters on their way to an engine, where there is no RAM-backed folder.
-        seed: Seed of the engine itself.
+        context: Folders, device and seed of the stage.
+        ranks: Processes of the stage. Default: this one alone.
 
     Raises:
         ConfigError: The engine is not resolved or not installed.
     """
-    match config.engine:
-        case "hf":
-            return HFEngine(
-                shared_base,
-                pad_token_id=pad_token_id,
-                eos_token_id=eos_token_id,
-                batch_size=batch_size,
-            )
-        case "vllm":
-            from stages.rollouts.vllm_engine import VLLMEngine
+    ranks = ranks or Ranks()
+    if config.engine == "auto":
+        raise ConfigError("rollout.engine: `auto` reached a stage; the pipeline resolves it: name `hf` or `vllm`")
+    if config.engine == "hf":
+        return HFEngine(
+            shared_base,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            batch_size=batch_size,
+        )
+    serves_original = model.quantization == "nf4" and config.vllm.base_weights == "original"
+    served = base
+    if model.quantization == "nf4" and not serves_original:
+        served = dequantized_base(base, model, shared_base.device.type, context.config_dir)
+    length = max_prompt_tokens + config.max_new_tokens
+    adapter_dir = config.server.adapter_dir if config.engine == "vllm_server" else None
+    files = AdapterFiles(
+        shared_base, model.base, None if adapter_dir is None else Path(adapter_dir), context.scratch_dir, ranks
+    )
+    try:
+        backend = _backend(
+            config,
+            model,
+            served=served,
+            tokenizer=tokenizer,
+            max_length=min(length, shared_base.max_positions or length),
+            context=context,
+            ranks=ranks,
+        )
+    except BaseException:
+        files.close()
+        raise
+    return SyncedEngine(
+        backend,
+        shared_base,
+        files,
+        SyncProof(SyncBounds.of(model.dtype), agreement_is_fatal=not serves_original),
+        probe_prompts=prompts[: config.num_probe_prompts],
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
-            return VLLMEngine(
-                config.vllm,
-                model,
-                shared_base,
-                base=base,
-                eos_token_id=eos_token_id,
-                max_length=max_prompt_tokens + config.max_new_tokens,
-                config_dir=config_dir,
-                scratch_dir=scratch_dir,
-                seed=seed,
-            )
-        case "auto":
-            raise ConfigError("rollout.engine: `auto` reached a stage; the pipeline resolves it: name `hf` or `vllm`")
+
+def _backend(
+    config: RolloutConfig,
+    model: ModelConfig,
+    *,
+    served: Path | str,
+    tokenizer: Any,
+    max_length: int,
+    context: StageContext,
+    ranks: Ranks,
+) -> AdapterBackend:
+    if config.engine == "vllm":
+        from stages.rollouts.vllm_engine import VLLMBackend
+
+        return VLLMBackend(
+            config.vllm,
+            model,
+            served=served,
+            eos_token_id=tokenizer.eos_token_id,
+            max_length=max_length,
+            seed=context.seed,
+        )
+    from stages.rollouts.vllm_server import VLLMServerBackend
+
+    return VLLMServerBackend(
+        config.server,
+        config.vllm,
+        model,
+        served=served,
+        eos_token_id=tokenizer.eos_token_id,
+        max_length=max_length,
+        seed=context.seed,
+        log_path=context.scratch_dir / "vllm.log",
+        ranks=ranks,
+    )

@@ -16,8 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from data.collators import left_pad
 from stages.models.shared_base import SharedBase
 from stages.rollouts.config import SamplingConfig
-from stages.rollouts.contract import Rollout
-from stages.seeds import derive_seed
+from stages.rollouts.contract import PolicyVersion, Rollout
 
 
 class HFEngine:
@@ -39,28 +38,24 @@ class HFEngine:
         self._batch_size = batch_size
         self._version = 0
 
-    @property
-    def version(self) -> int:
-        """Number of the policy's version in use."""
-        return self._version
-
-    def load_policy(self, role: str) -> int:
+    def load_policy(self, role: str) -> PolicyVersion:
         """Act with another role, and count one version on: the weights are the trainer's own."""
         self._role = role
         self._version += 1
-        return self._version
+        return PolicyVersion(self._version)
 
     def close(self) -> None:
         """Nothing is held beside the shared base."""
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int) -> list[Rollout]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seeds: Sequence[int]
+    ) -> list[Rollout]:
         """Sample one response for each prompt; torch's own random state is neither read nor moved."""
         rollouts: list[Rollout] = []
         for start in range(0, len(prompts), self._batch_size):
-            part = prompts[start : start + self._batch_size]
-            seeds = [derive_seed(seed, "row", start + row) for row in range(len(part))]
-            rollouts += self._generate_batch(part, sampling, seeds)
+            rows = slice(start, start + self._batch_size)
+            rollouts += self._generate_batch(prompts[rows], sampling, seeds[rows])
         return rollouts
 
     def _generate_batch(

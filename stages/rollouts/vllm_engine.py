@@ -1,15 +1,7 @@
-"""Rollouts by vLLM in this process, on an adapter that is sent anew after each update.
-
-Each version goes under a new name, a new id and a new path. vLLM caches an adapter by its id and key-value
-blocks by name and path: an id used twice keeps the old weights without a word, a path used twice serves stale
-blocks.
-"""
+"""vLLM in this process, as a backend for adapters that are sent anew after each update."""
 
 import gc
-import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,33 +17,23 @@ from vllm.lora.request import LoRARequest
 
 from data.errors import StageError
 from stages.models.config import ModelConfig
-from stages.models.dequantized import dequantized_base
-from stages.models.shared_base import SharedBase
-from stages.models.tuning import save_adapter
+from stages.rollouts.adapter_files import folder_digest
 from stages.rollouts.config import SamplingConfig, VLLMConfig
-from stages.rollouts.contract import Rollout
-from stages.seeds import derive_seed
-
-logger = logging.getLogger(__name__)
-
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-_SHARED_MEMORY = Path("/dev/shm")
+from stages.rollouts.contract import LoadedAdapter, PublishedAdapter, Rollout
+from stages.rollouts.vllm_limits import MAX_LOGPROBS, max_lora_rank
 
 
-class VLLMEngine:
-    """vLLM with the base loaded once and the policy's adapter swapped."""
+class VLLMBackend:
+    """vLLM with the base loaded once and one adapter in use."""
 
     def __init__(
         self,
         config: VLLMConfig,
         model: ModelConfig,
-        shared_base: SharedBase,
         *,
-        base: Path | str,
+        served: Path | str,
         eos_token_id: int,
         max_length: int,
-        config_dir: Path | None,
-        scratch_dir: Path,
         seed: int,
     ) -> None:
         """Start the engine; no adapter is loaded yet.
@@ -59,25 +41,14 @@ class VLLMEngine:
         Args:
             config: Memory and speed.
             model: The model section.
-            shared_base: The trainer's model, for its adapters.
-            base: Folder or hub id of the base.
+            served: Folder or hub id of the base's weights.
             eos_token_id: Ends a response.
             max_length: Longest prompt and response, in tokens.
-            config_dir: Folder of the configuration file.
-            scratch_dir: For adapters on their way, where there is no RAM-backed folder.
             seed: Seed of the engine.
         """
-        self._shared_base = shared_base
-        self._base_spec = model.base
         self._eos_token_id = eos_token_id
-        self._version = 0
         self._request: LoRARequest | None = None
-        parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else scratch_dir
-        self._folder = Path(tempfile.mkdtemp(prefix="rlhf-adapter-", dir=parent))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(round(config.kv_cache_gib), 1))
-        served = base
-        if model.quantization == "nf4" and config.base_weights == "trainer":
-            served = dequantized_base(base, model, shared_base.device.type, config_dir)
         self._llm: Any = LLM(
             model=str(served),
             revision=model.revision,
@@ -87,73 +58,74 @@ class VLLMEngine:
             enable_lora=True,
             max_loras=1,
             max_cpu_loras=2,
-            max_lora_rank=next(rank for rank in _RANKS if rank >= model.tuning.rank),
-            max_model_len=min(max_length, shared_base.max_positions or max_length),
+            max_lora_rank=max_lora_rank(model.tuning.rank),
+            max_model_len=max_length,
             gpu_memory_utilization=config.gpu_memory_utilization,
             enforce_eager=config.enforce_eager,
-            enable_prefix_caching=False,
+            enable_prefix_caching=config.prefix_caching,
             # Log-probabilities after the temperature, those of the distribution that is sampled from.
             logprobs_mode="processed_logprobs",
+            max_logprobs=MAX_LOGPROBS,
             generation_config="vllm",
             disable_log_stats=True,
         )
 
-    @property
-    def version(self) -> int:
-        """Number of the policy's version in use."""
-        return self._version
-
-    def load_policy(self, role: str) -> int:
-        """Save an adapter as it is now, load it into the engine, drop the one before."""
-        version = self._version + 1
-        name = f"{role}-v{version}"
-        folder = self._folder / name
-        save_adapter(self._shared_base.peft_model, role, folder, base_spec=self._base_spec)
-        request = LoRARequest(lora_name=name, lora_int_id=version, lora_path=str(folder))
-        if not self._llm.llm_engine.add_lora(request):
+    def load_adapter(self, adapter: PublishedAdapter) -> LoadedAdapter:
+        """Load a version under its number as id."""
+        request = LoRARequest(lora_name=adapter.name, lora_int_id=adapter.version, lora_path=str(adapter.folder))
+        engine = self._llm.llm_engine
+        if not engine.add_lora(request) or adapter.version not in engine.list_loras():
             raise StageError(
-                f"vLLM did not load adapter {name} from {folder}; a LoRA without DoRA of rank at most {_RANKS[-1]} "
-                f"is needed: see vLLM's log, or use `rollout.engine: hf`"
+                f"vLLM did not load adapter {adapter.name} from {adapter.folder}; a LoRA without DoRA of a rank that "
+                f"it was started for is needed: see vLLM's log, or use `rollout.engine: hf`"
             )
-        if self._request is not None:
-            self._llm.llm_engine.remove_lora(self._request.lora_int_id)
-            shutil.rmtree(self._request.lora_path)
-        self._request, self._version = request, version
-        return version
+        self._request = request
+        return LoadedAdapter(request.lora_name, request.lora_path, folder_digest(Path(request.lora_path)))
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int) -> list[Rollout]:
-        """Sample one response for each prompt, all in one call.
+    def unload_adapter(self, adapter: PublishedAdapter) -> None:
+        """Free a version's place."""
+        self._llm.llm_engine.remove_lora(adapter.version)
 
-        Raises:
-            ValueError: No policy was loaded.
-        """
-        if self._request is None:
-            raise ValueError("no policy is loaded; call load_policy first")
-        outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
-            [
-                SamplingParams(
-                    temperature=sampling.temperature,
-                    max_tokens=sampling.max_new_tokens,
-                    stop_token_ids=[self._eos_token_id],
-                    logprobs=0,
-                    seed=derive_seed(seed, "row", row),
-                    detokenize=False,
-                )
-                for row in range(len(prompts))
-            ],
-            lora_request=self._request,
-            use_tqdm=False,
-        )
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]) -> list[Rollout]:
+        """Sample one response for each prompt, all in one call."""
+        parameters = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_new_tokens,
+                stop_token_ids=[self._eos_token_id],
+                logprobs=0,
+                seed=seed,
+                detokenize=False,
+            )
+            for seed in seeds
+        ]
+        outputs = self._generate(prompts, parameters)
         return [self._rollout(prompt, output.outputs[0]) for prompt, output in zip(prompts, outputs, strict=True)]
 
+    def next_token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+        """The likeliest next tokens of each prompt, by generating one."""
+        parameters = SamplingParams(temperature=1.0, max_tokens=1, logprobs=MAX_LOGPROBS, seed=0, detokenize=False)
+        outputs = self._generate(prompts, [parameters] * len(prompts))
+        return [
+            {int(token): float(value.logprob) for token, value in output.outputs[0].logprobs[0].items()}
+            for output in outputs
+        ]
+
     def close(self) -> None:
-        """Free the engine and the adapters on their way."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Free the engine."""
         self._llm = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _generate(self, prompts: Sequence[Sequence[int]], parameters: list[SamplingParams]) -> list[Any]:
+        outputs: list[Any] = self._llm.generate(
+            [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+            parameters,
+            lora_request=self._request,
+            use_tqdm=False,
+        )
+        return outputs
 
     def _rollout(self, prompt: Sequence[int], completion: Any) -> Rollout:
         ids = tuple(completion.token_ids)

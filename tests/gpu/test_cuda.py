@@ -12,6 +12,7 @@ from stages.models.shared_base import SharedBase
 from stages.models.tuning import attach_adapter, lora_config, save_adapter
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.hf_engine import HFEngine
+from stages.seeds import row_seeds
 from tests.tiny import tiny_model_dir
 
 pytestmark = pytest.mark.gpu
@@ -59,8 +60,8 @@ def test_rollouts_on_the_gpu_are_repeatable_and_their_logprobs_are_the_trainers(
     engine = HFEngine(base, pad_token_id=0, eos_token_id=1, batch_size=2)
     engine.load_policy("policy")
     sampling = SamplingConfig(max_new_tokens=8)
-    first = engine.generate(PROMPTS, sampling, seed=3)
-    assert engine.generate(PROMPTS, sampling, seed=3) == first
+    first = engine.generate(PROMPTS, sampling, seeds=row_seeds(3, len(PROMPTS)))
+    assert engine.generate(PROMPTS, sampling, seeds=row_seeds(3, len(PROMPTS))) == first
     batch = collate_episodes(
         [rollout.prompt_ids for rollout in first], [rollout.response_ids for rollout in first], 0
     ).to(base.device)

@@ -9,7 +9,8 @@ import torch
 from data.collators import PromptResponseBatch
 from data.schema import Demonstration, PreferencePair, PromptRecord, Record, write_records
 from stages.artifacts import combine_digests, file_digests
-from stages.contract import Artifact, DatasetArtifact, StageName, artifact_from_json
+from stages.contract import Artifact, DatasetArtifact, StageContext, StageName, artifact_from_json
+from stages.metrics import NullMetricsWriter
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm, load_sequence_classifier
 from stages.models.shared_base import SharedBase
@@ -147,6 +148,20 @@ def stage_spec(
             "fingerprint": f"fingerprint-{stage}",
         }
         | other
+    )
+
+
+def stage_context(folder: Path, *, seed: int = 5) -> StageContext:
+    """The context of a stage that writes below `folder`."""
+    for name in ("payload", "scratch"):
+        (folder / name).mkdir(exist_ok=True)
+    return StageContext(
+        payload_dir=folder / "payload",
+        scratch_dir=folder / "scratch",
+        seed=seed,
+        device="cpu",
+        metrics=NullMetricsWriter(),
+        report_progress=lambda done, total, what: None,
     )
 
 

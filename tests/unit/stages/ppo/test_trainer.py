@@ -23,7 +23,7 @@ from stages.ppo.config import PPOConfig
 from stages.ppo.experience import PPOModels
 from stages.ppo.trainer import PPOTrainer
 from stages.rollouts.config import SamplingConfig
-from stages.rollouts.contract import Rollout
+from stages.rollouts.contract import PolicyVersion, Rollout
 from stages.rollouts.hf_engine import HFEngine
 from tests.unit.stages.parts import EOS, PAD, FoldersOf, all_roles, random_rows, same, snapshot
 
@@ -37,17 +37,20 @@ class Altered:
     def __init__(self, engine: HFEngine, alter: Callable[[Rollout], Rollout]) -> None:
         self._engine, self._alter = engine, alter
         self.version = 0
-        self.seeds: list[int] = []
+        self.seeds: list[Sequence[int]] = []
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seed: int) -> list[Rollout]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seeds: Sequence[int]
+    ) -> list[Rollout]:
         """Generate and change."""
-        self.seeds.append(seed)
-        return [self._alter(rollout) for rollout in self._engine.generate(prompts, sampling, seed=seed)]
+        self.seeds.append(seeds)
+        return [self._alter(rollout) for rollout in self._engine.generate(prompts, sampling, seeds=seeds)]
 
-    def load_policy(self, role: str) -> int:
+    def load_policy(self, role: str) -> PolicyVersion:
         """Pass on."""
-        self.version = self._engine.load_policy(role)
-        return self.version
+        loaded = self._engine.load_policy(role)
+        self.version = loaded.number
+        return loaded
 
     def close(self) -> None:
         """Nothing to free."""
@@ -234,7 +237,7 @@ def test_checklist_47_the_same_run_twice_is_equal_bit_for_bit(make: MakeTrainer)
     other = make(seed=6)
     other.step(PROMPTS)
     assert other.rollout_engine.seeds[0] != trainer.rollout_engine.seeds[0]  # type: ignore[attr-defined]
-    assert len(set(trainer.rollout_engine.seeds)) == 2  # type: ignore[attr-defined]
+    assert len(set(map(tuple, trainer.rollout_engine.seeds))) == 2  # type: ignore[attr-defined]
 
 
 def test_checklist_49_updates_that_are_not_finite_are_skipped_counted_and_end_the_stage(

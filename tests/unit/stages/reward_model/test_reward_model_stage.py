@@ -23,6 +23,7 @@ from stages.reward_model import stage as rm_stage
 from stages.reward_model.config import RewardModelConfig
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.hf_engine import HFEngine
+from stages.seeds import row_seeds
 from tests.unit.stages.parts import Executed, executed, stage_spec
 
 
@@ -96,7 +97,7 @@ def test_checklist_12_normalised_scores_have_mean_zero_on_those_responses(
     assert found.shift == pytest.approx(saved.shift, abs=1e-5)
     assert rm_run.manifest["metrics"]["normalization/shift"] == saved.shift != 0.0
     assert saved.scale == rm_run.manifest["metrics"]["normalization/scale"] == 1.0
-    rollouts = engine.generate(prompts[:24], SamplingConfig(max_new_tokens=6), seed=rm_run.spec.seed)
+    rollouts = engine.generate(prompts[:24], SamplingConfig(max_new_tokens=6), seeds=row_seeds(rm_run.spec.seed, 24))
     _, normalised, _ = _loaded(rm_run, found)
     scores = torch.tensor(normalised.score([r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]))
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-4)

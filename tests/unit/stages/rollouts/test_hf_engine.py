@@ -11,8 +11,9 @@ from data.collators import collate_episodes
 from stages.models.loading import load_causal_lm
 from stages.models.shared_base import SharedBase
 from stages.rollouts.config import SamplingConfig
-from stages.rollouts.contract import Rollout
+from stages.rollouts.contract import PolicyVersion, Rollout
 from stages.rollouts.hf_engine import HFEngine
+from stages.seeds import row_seeds
 from tests.tiny import Family
 from tests.unit.stages.parts import FAMILIES, PAD, FoldersOf, all_roles, model_config, random_rows
 
@@ -46,7 +47,9 @@ def _assert_agree(shared: SharedBase, rollouts: list[Rollout], temperature: floa
 
 def _eos_of(shared: SharedBase, sampling: SamplingConfig, *, position: int) -> int:
     """A token that the first response has at a position: as EOS it ends that response early."""
-    return _engine(shared, eos=319).generate(PROMPTS, sampling, seed=7)[0].response_ids[position]
+    return (
+        _engine(shared, eos=319).generate(PROMPTS, sampling, seeds=row_seeds(7, len(PROMPTS)))[0].response_ids[position]
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -55,7 +58,9 @@ def test_checklist_20_recorded_logprobs_are_the_trainers(
     temperature: float, family: Family, folders: FoldersOf
 ) -> None:
     shared = all_roles(folders(family))
-    rollouts = _engine(shared).generate(PROMPTS, SamplingConfig(max_new_tokens=9, temperature=temperature), seed=3)
+    rollouts = _engine(shared).generate(
+        PROMPTS, SamplingConfig(max_new_tokens=9, temperature=temperature), seeds=row_seeds(3, len(PROMPTS))
+    )
     assert [rollout.prompt_ids for rollout in rollouts] == [tuple(prompt) for prompt in PROMPTS]
     _assert_agree(shared, rollouts, temperature)
 
@@ -63,7 +68,7 @@ def test_checklist_20_recorded_logprobs_are_the_trainers(
 def test_checklist_18_a_response_ends_at_its_first_eos(shared: SharedBase) -> None:
     sampling = SamplingConfig(max_new_tokens=6)
     eos = _eos_of(shared, sampling, position=2)
-    rollouts = _engine(shared, eos=eos).generate(PROMPTS * 4, sampling, seed=7)
+    rollouts = _engine(shared, eos=eos).generate(PROMPTS * 4, sampling, seeds=row_seeds(7, 4 * len(PROMPTS)))
     assert len(rollouts[0].response_ids) <= 3 and rollouts[0].finished
     assert {rollout.finished for rollout in rollouts} == {True, False}
     for rollout in rollouts:
@@ -75,23 +80,27 @@ def test_checklist_18_a_response_ends_at_its_first_eos(shared: SharedBase) -> No
 
 def test_the_last_token_may_be_the_eos(shared: SharedBase) -> None:
     eos = _eos_of(shared, SamplingConfig(max_new_tokens=3), position=2)
-    rollout = _engine(shared, eos=eos).generate(PROMPTS, SamplingConfig(max_new_tokens=3), seed=7)[0]
+    rollout = _engine(shared, eos=eos).generate(
+        PROMPTS, SamplingConfig(max_new_tokens=3), seeds=row_seeds(7, len(PROMPTS))
+    )[0]
     assert len(rollout.response_ids) == 3 and rollout.finished
 
 
 def test_a_seed_repeats_and_the_random_state_outside_is_left_alone(shared: SharedBase) -> None:
     engine, sampling = _engine(shared), SamplingConfig(max_new_tokens=8)
     state = torch.random.get_rng_state()
-    first = engine.generate(PROMPTS, sampling, seed=3)
+    first = engine.generate(PROMPTS, sampling, seeds=row_seeds(3, len(PROMPTS)))
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(99)
-    assert engine.generate(PROMPTS, sampling, seed=3) == first
-    other = engine.generate(PROMPTS, sampling, seed=4)
+    assert engine.generate(PROMPTS, sampling, seeds=row_seeds(3, len(PROMPTS))) == first
+    other = engine.generate(PROMPTS, sampling, seeds=row_seeds(4, len(PROMPTS)))
     assert all(a.response_ids != b.response_ids for a, b in zip(first, other, strict=True))
 
 
 def test_rows_of_the_same_prompt_differ_also_across_batches(shared: SharedBase) -> None:
-    rollouts = _engine(shared, batch_size=2).generate([PROMPTS[0]] * 6, SamplingConfig(max_new_tokens=8), seed=3)
+    rollouts = _engine(shared, batch_size=2).generate(
+        [PROMPTS[0]] * 6, SamplingConfig(max_new_tokens=8), seeds=row_seeds(3, 6)
+    )
     assert len({rollout.response_ids for rollout in rollouts}) == 6
 
 
@@ -99,7 +108,9 @@ def test_rows_of_the_same_prompt_differ_also_across_batches(shared: SharedBase) 
 def test_tokens_are_drawn_as_often_as_their_probability_says(shared: SharedBase, temperature: float) -> None:
     draws, ids = 3000, PROMPTS[2]
     engine = _engine(shared, batch_size=draws, eos=319)
-    rollouts = engine.generate([ids] * draws, SamplingConfig(max_new_tokens=1, temperature=temperature), seed=5)
+    rollouts = engine.generate(
+        [ids] * draws, SamplingConfig(max_new_tokens=1, temperature=temperature), seeds=row_seeds(5, draws)
+    )
     with torch.no_grad(), shared.role("policy"):
         logits = shared.peft_model.get_base_model()(torch.tensor([ids])).logits[0, -1]
     expected = torch.softmax(logits / temperature, dim=-1)
@@ -116,7 +127,7 @@ def test_settings_in_the_models_own_generation_config_do_not_reach_the_sampling(
     """Qwen2.5-Instruct ships repetition_penalty, top_k, top_p and temperature; the trainer knows none of them."""
     own, sampling = folders("llama"), SamplingConfig(max_new_tokens=12)
     model = model_config(own.base)
-    expected = _engine(all_roles(own)).generate(PROMPTS, sampling, seed=3)
+    expected = _engine(all_roles(own)).generate(PROMPTS, sampling, seeds=row_seeds(3, len(PROMPTS)))
     loaded = load_causal_lm(own.base, model, "cpu")
     loaded.generation_config = GenerationConfig(
         do_sample=True, repetition_penalty=1.8, top_k=2, top_p=0.3, min_p=0.2, typical_p=0.5, temperature=0.2,
@@ -124,16 +135,16 @@ def test_settings_in_the_models_own_generation_config_do_not_reach_the_sampling(
     )  # fmt: skip
     shared = SharedBase(loaded, model)
     shared.add_adapter("policy", own.policy, trainable=True)
-    found = _engine(shared).generate(PROMPTS, sampling, seed=3)
+    found = _engine(shared).generate(PROMPTS, sampling, seeds=row_seeds(3, len(PROMPTS)))
     assert found == expected
     _assert_agree(shared, found, 1.0)
 
 
 def test_generation_after_gradient_checkpointing_is_the_same(folders: FoldersOf) -> None:
     shared = all_roles(folders("llama"))
-    expected = _engine(shared).generate(PROMPTS, SamplingConfig(max_new_tokens=8), seed=3)
+    expected = _engine(shared).generate(PROMPTS, SamplingConfig(max_new_tokens=8), seeds=row_seeds(3, len(PROMPTS)))
     shared.enable_gradient_checkpointing()
-    found = _engine(shared).generate(PROMPTS, SamplingConfig(max_new_tokens=8), seed=3)
+    found = _engine(shared).generate(PROMPTS, SamplingConfig(max_new_tokens=8), seeds=row_seeds(3, len(PROMPTS)))
     assert [r.response_ids for r in found] == [r.response_ids for r in expected]
     _assert_agree(shared, found, 1.0)
     assert shared.peft_model.get_base_model().training, "the recomputation of activations needs it"
@@ -141,23 +152,24 @@ def test_generation_after_gradient_checkpointing_is_the_same(folders: FoldersOf)
 
 def test_the_loaded_role_acts_and_versions_count(shared: SharedBase) -> None:
     engine = HFEngine(shared, pad_token_id=PAD, eos_token_id=2, batch_size=8)
-    assert engine.version == 0
     sampling = SamplingConfig(max_new_tokens=8)
-    base = engine.generate(PROMPTS, sampling, seed=3)
-    assert engine.load_policy("policy") == engine.version == 1
-    policy = engine.generate(PROMPTS, sampling, seed=3)
-    assert engine.load_policy("reference") == 2
-    assert engine.generate(PROMPTS, sampling, seed=3) == policy
+    base = engine.generate(PROMPTS, sampling, seeds=row_seeds(3, len(PROMPTS)))
+    assert engine.load_policy("policy") == PolicyVersion(1)
+    policy = engine.generate(PROMPTS, sampling, seeds=row_seeds(3, len(PROMPTS)))
+    assert engine.load_policy("reference") == PolicyVersion(2)
+    assert engine.generate(PROMPTS, sampling, seeds=row_seeds(3, len(PROMPTS))) == policy
     assert base != policy
     engine.close()
 
 
 def test_no_prompt_has_no_rollout(shared: SharedBase) -> None:
-    assert _engine(shared).generate([], SamplingConfig(), seed=0) == []
+    assert _engine(shared).generate([], SamplingConfig(), seeds=row_seeds(0, 0)) == []
 
 
 def test_the_base_needs_no_adapter_to_generate(folders: FoldersOf) -> None:
     base: Path = folders("gpt2").base
     bare = SharedBase(load_causal_lm(base, model_config(base), "cpu"), model_config(base))
     engine = HFEngine(bare, pad_token_id=PAD, eos_token_id=0, batch_size=8)
-    assert len(engine.generate(PROMPTS, SamplingConfig(max_new_tokens=2), seed=0)) == len(PROMPTS)
+    assert len(engine.generate(PROMPTS, SamplingConfig(max_new_tokens=2), seeds=row_seeds(0, len(PROMPTS)))) == len(
+        PROMPTS
+    )

@@ -1,0 +1,73 @@
+"""Adapters on their way to an engine: each version in a folder of its own, in RAM-backed storage.
+
+vLLM caches an adapter by its id and key-value blocks by name and path: an id used twice keeps the old weights
+without a word, a path used twice serves stale blocks. So neither is ever used twice.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from stages.artifacts import combine_digests, file_digests
+from stages.models.shared_base import SharedBase
+from stages.models.tuning import save_adapter
+from stages.ranks import Ranks
+from stages.rollouts.contract import PublishedAdapter
+
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class AdapterFiles:
+    """Writes the versions and removes them again. With several ranks, one writes and all read."""
+
+    def __init__(
+        self, shared_base: SharedBase, base_spec: str, parent: Path | None, scratch_dir: Path, ranks: Ranks
+    ) -> None:
+        """Make the folder of all versions.
+
+        Args:
+            shared_base: The trainer's model.
+            base_spec: `model.base` of the configuration.
+            parent: Folder that the engine can read; None is RAM-backed storage of this machine.
+            scratch_dir: In its place where this machine has none.
+            ranks: Processes of this stage.
+        """
+        self._shared_base = shared_base
+        self._base_spec = base_spec
+        self._ranks = ranks
+        self._version = 0
+        folder = ""
+        if ranks.is_main:
+            chosen = parent or (_SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else scratch_dir)
+            chosen.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(prefix="rlhf-adapter-", dir=chosen)
+            os.chmod(folder, 0o755)  # a server may run as another user
+        self.folder = Path(ranks.broadcast(folder))
+
+    def publish(self, role: str) -> PublishedAdapter:
+        """Save an adapter as it is now, as the next version."""
+        self._version += 1
+        name = f"{role}-v{self._version}"
+        folder = self.folder / name
+        digest = ""
+        if self._ranks.is_main:
+            save_adapter(self._shared_base.peft_model, role, folder, base_spec=self._base_spec)
+            digest = folder_digest(folder)
+        return PublishedAdapter(self._version, name, folder, self._ranks.broadcast(digest))
+
+    def remove(self, adapter: PublishedAdapter) -> None:
+        """Delete a version's files, once no rank reads them."""
+        self._ranks.barrier()
+        if self._ranks.is_main:
+            shutil.rmtree(adapter.folder)
+
+    def close(self) -> None:
+        """Delete all files."""
+        if self._ranks.is_main:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the files of an adapter's folder."""
+    return combine_digests(file_digests(folder))
