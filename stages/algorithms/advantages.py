@@ -1,15 +1,19 @@
 """From sequence scores to per-token rewards, advantages and returns.
 
 Scores come from the reward model, one a response; rewards are scores shaped by the KL, one a token. Nothing
-here whitens: returns have to come from unwhitened advantages, so whitening is a separate call, after.
+here whitens: returns have to come from unwhitened advantages, so whitening is a separate call, after. The
+estimators that need no critic are in `stages.algorithms.baselines`.
 
 Shape legend: B = rollouts in the batch, T = response tokens (right-padded).
 """
 
+from typing import Literal
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stages.algorithms.baselines import estimate_grpo, estimate_reinforce_plus_plus, estimate_rloo
 from stages.algorithms.masking import last_true_index
 
 
@@ -98,3 +102,56 @@ def estimate_gae(
         next_value = torch.where(response_mask[:, t], values[:, t], next_value)
     returns = advantages + values
     return advantages.masked_fill(~response_mask, 0.0), returns.masked_fill(~response_mask, 0.0)
+
+
+def estimate_advantages(
+    rewards: Float[Tensor, "B T"],
+    values: Float[Tensor, "B T"] | None,
+    response_mask: Bool[Tensor, "B T"],
+    prompt_index: Int[Tensor, " B"],
+    *,
+    estimator: Literal["gae", "rloo", "grpo", "reinforce_plus_plus"],
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
+    """Estimate advantages by the estimator of that name, and returns where there is a critic to learn them.
+
+    Args:
+        rewards: KL-shaped token rewards, in reward-model units.
+        values: The critic's predictions for `gae`; None for the others, which have no critic.
+        response_mask: True on response tokens, False on padding.
+        prompt_index: Which prompt each row answers; `rloo` and `grpo` compare the rows of one prompt.
+        estimator: `gae`, or one of `stages.algorithms.baselines`.
+        gamma: Discount per token of `gae` and `reinforce_plus_plus`; the other two do not discount.
+        gae_lambda: Of `gae` alone.
+
+    Returns:
+        advantages: Not whitened; 0 on padding.
+        returns: Targets of the value loss with `gae`; None with the others.
+
+    Raises:
+        ValueError: If `gae` has no values, if another estimator has some (a critic that is trained and not used
+            is a mistake), if `rloo` or `grpo` has a prompt with fewer than 2 responses, or if there is no
+            estimator of that name.
+    """
+    if estimator == "gae":
+        if values is None:
+            raise ValueError(
+                "estimator='gae' came with values=None; it needs the value of each token. Give the critic's "
+                "predictions, or use 'rloo', 'grpo' or 'reinforce_plus_plus'."
+            )
+        return estimate_gae(rewards, values, response_mask, gamma=gamma, gae_lambda=gae_lambda)
+    if values is not None:
+        raise ValueError(
+            f"estimator={estimator!r} came with values, but only 'gae' has a critic. Give values=None and load no "
+            "critic, or use 'gae'."
+        )
+    match estimator:
+        case "rloo":
+            return estimate_rloo(rewards, response_mask, prompt_index=prompt_index), None
+        case "grpo":
+            return estimate_grpo(rewards, response_mask, prompt_index=prompt_index), None
+        case "reinforce_plus_plus":
+            return estimate_reinforce_plus_plus(rewards, response_mask, gamma=gamma), None
+        case _:
+            raise ValueError(f"estimator={estimator!r} is unknown; use 'gae', 'rloo', 'grpo' or 'reinforce_plus_plus'.")

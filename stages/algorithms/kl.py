@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.algorithms.ppo_loss import clamp_log_ratio
+from stages.algorithms.importance import clamp_log_ratio
 
 MAX_RELATIVE_ERROR = 0.2
 """Bound on the controller's relative error; Ziegler et al. 2019, section 2.2."""

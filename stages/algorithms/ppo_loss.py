@@ -1,4 +1,4 @@
-"""The clipped losses of Proximal Policy Optimization, per token, and what corrects them for another sampler.
+"""The losses of Proximal Policy Optimization, per token: policy, value, and the two terms that may be added.
 
 Every field of a result is `sum over counted tokens / num_tokens`, where `num_tokens` counts the response
 tokens of the *whole minibatch*. So the results of the microbatches that a minibatch was split into add up to
@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0
-"""Bound on log-ratios in nats: exp(20) is 4.9e8, far beyond any ratio of use and far within float32."""
+from stages.algorithms.importance import clamp_log_ratio
 
 
 class PolicyLoss(NamedTuple):
@@ -32,6 +31,8 @@ class PolicyLoss(NamedTuple):
     """Mean of 0.5 * (logprobs - old_logprobs)^2, in nats: how far the policy has moved in this update."""
     clip_fraction: Float[Tensor, ""]
     """Share of tokens whose clipped term is the larger one, so that they have no gradient."""
+    dual_clip_fraction: Float[Tensor, ""]
+    """Share of tokens that the bound of the dual clip holds, so that they have no gradient; 0 without it."""
     ratio: Float[Tensor, ""]
     """Mean of exp(logprobs - old_logprobs); 1 before the first step of an update."""
 
@@ -45,64 +46,6 @@ class ValueLoss(NamedTuple):
     """Share of tokens whose clipped error is the larger one."""
 
 
-def clamp_log_ratio(log_ratio: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
-    """Bound a difference of log-probabilities to +-20 nats, so that its exponential is finite.
-
-    Values within the bound pass unaltered, with gradient 1; beyond it the gradient is 0. Such tokens (a
-    policy e^20 times as sure as before) are numerical accidents, which must not decide an update.
-
-    Args:
-        log_ratio: Difference of two log-probabilities, in nats.
-
-    Returns:
-        The bounded difference, in nats.
-
-    Example:
-        >>> clamp_log_ratio(torch.tensor([-50.0, 0.5, 50.0]))
-        tensor([-20.0000,   0.5000,  20.0000])
-    """
-    return log_ratio.clamp(min=-MAX_LOG_RATIO, max=MAX_LOG_RATIO)
-
-
-def truncated_importance_weights(
-    old_logprobs: Float[Tensor, "B T"],
-    rollout_logprobs: Float[Tensor, "B T"],
-    response_mask: Bool[Tensor, "B T"],
-    *,
-    cap: float,
-) -> Float[Tensor, "B T"]:
-    """Weigh each token by the ratio of the trainer's probability to that of the engine that sampled it.
-
-        weight = min(exp(old_logprobs - rollout_logprobs), cap)
-
-    The engine (vLLM) and the trainer give slightly different probabilities for the same weights; this
-    corrects the gradient for it, with variance bounded by the cap at the price of some bias (Ionides 2008,
-    https://doi.org/10.1198/106186008X320456; in this use https://fengyao.notion.site/off-policy-rl). Per
-    token, not per response. It is a constant of the update: no gradient flows into it.
-
-    Args:
-        old_logprobs: The trainer's log-probabilities before the update, in nats.
-        rollout_logprobs: The engine's log-probabilities of the same tokens, at the same temperature, in nats.
-        response_mask: True on response tokens.
-        cap: Largest weight, at least 1 (2 is usual), so that tokens on which the two agree keep weight 1.
-
-    Returns:
-        Weights in [0, cap], detached; exactly 1 where the two agree, and on padding.
-
-    Raises:
-        ValueError: If the cap is below 1.
-
-    Example:
-        >>> old, rollout = torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[-1.0, -0.5, -4.0]])
-        >>> truncated_importance_weights(old, rollout, torch.ones(1, 3, dtype=torch.bool), cap=2.0)
-        tensor([[1.0000, 0.6065, 2.0000]])
-    """
-    if cap < 1:
-        raise ValueError(f"cap={cap} is below 1, so tokens with equal log-probabilities would be cut. Use 2.0, say.")
-    log_ratio = (old_logprobs - rollout_logprobs).masked_fill(~response_mask, 0.0)
-    return clamp_log_ratio(log_ratio).exp().clamp(max=cap).detach()
-
-
 def ppo_policy_loss(
     logprobs: Float[Tensor, "B T"],
     old_logprobs: Float[Tensor, "B T"],
@@ -110,19 +53,24 @@ def ppo_policy_loss(
     response_mask: Bool[Tensor, "B T"],
     *,
     clip_range: float,
+    dual_clip: float | None,
     num_tokens: int | float,
     importance_weights: Float[Tensor, "B T"] | None,
 ) -> PolicyLoss:
     """Compute PPO's clipped surrogate loss over the response tokens.
 
         ratio = exp(logprobs - old_logprobs)
-        loss  = sum(weight * max(-A * ratio, -A * clip(ratio, 1 - clip_range, 1 + clip_range))) / num_tokens
+        term  = max(-A * ratio, -A * clip(ratio, 1 - clip_range, 1 + clip_range))
+        term  = min(term, -A * dual_clip) where A < 0, with a dual clip
+        loss  = sum(weight * term) / num_tokens
 
     Schulman et al. 2017, equation 7, https://arxiv.org/abs/1707.06347, negated to be minimised. The maximum
     makes the bound pessimistic: a token loses its gradient only where it already moved the way its advantage
-    asks. `approx_kl` is 0.5 * mean(log_ratio^2), as in the reference recipe
-    (https://arxiv.org/abs/2403.17031), and not the k3 form: it is what published curves show. Neither
-    `approx_kl`, `clip_fraction` nor `ratio` is weighted by `importance_weights`.
+    asks. So the term of a token with a negative advantage grows with its ratio without limit; the dual clip
+    (Ye et al. 2020, "dual-clip PPO", https://arxiv.org/abs/1912.09729) bounds it, and takes such a token's
+    gradient away. `approx_kl` is 0.5 * mean(log_ratio^2), as in the reference recipe
+    (https://arxiv.org/abs/2403.17031), and not the k3 form: it is what published curves show. No
+    metric is weighted by `importance_weights`.
 
     Args:
         logprobs: Log-probabilities under the policy that is trained, in nats.
@@ -130,37 +78,51 @@ def ppo_policy_loss(
         advantages: One for each token, usually whitened; constants.
         response_mask: True on response tokens.
         clip_range: How far the ratio may move from 1 in either direction; 0.2 is usual.
+        dual_clip: Largest ratio that counts where the advantage is negative, above 1; 3 is usual, None is no
+            bound.
         num_tokens: Response tokens of the whole minibatch, over all its microbatches (see the module's
             header).
-        importance_weights: From `truncated_importance_weights`; None where the trainer itself sampled.
+        importance_weights: From `stages.algorithms.importance`; None where the trainer itself sampled.
 
     Returns:
         The loss, with gradient into `logprobs` alone, and its metrics.
+
+    Raises:
+        ValueError: If the dual clip is not above 1.
 
     Example:
         >>> new, old, advantages = torch.tensor([[[0.0, 0.0]], [[-1.0, 0.0]], [[1.0, 3.0]]])
         >>> mask = torch.ones(1, 2, dtype=torch.bool)
         >>> result = ppo_policy_loss(
-        ...     new, old, advantages, mask, clip_range=0.2, num_tokens=2, importance_weights=None
+        ...     new, old, advantages, mask, clip_range=0.2, dual_clip=None, num_tokens=2, importance_weights=None
         ... )
         >>> result.loss  # the first ratio, e, is clipped: -(1.2 * 1 + 1 * 3) / 2
         tensor(-2.1000)
         >>> result.clip_fraction
         tensor(0.5000)
     """
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(
+            f"dual_clip={dual_clip} is not above 1, so tokens of the unchanged policy would lose their gradient. "
+            "Use 3.0, say, or None for no bound."
+        )
     # Selecting, unlike multiplying by 0, keeps NaN in padding out, and sums the same whatever the padding.
     log_ratio = clamp_log_ratio((logprobs - old_logprobs.detach())[response_mask])
     ratio = log_ratio.exp()
     advantage = advantages.detach()[response_mask]
     unclipped = -advantage * ratio
     clipped = -advantage * ratio.clamp(min=1 - clip_range, max=1 + clip_range)
-    losses = torch.maximum(unclipped, clipped)
+    pessimistic = torch.maximum(unclipped, clipped)
+    # Where the advantage is positive, the term is negative and the bound is not: it never holds there.
+    losses = pessimistic if dual_clip is None else torch.minimum(pessimistic, dual_clip * advantage.abs())
+    dual_clipped = losses < pessimistic
     if importance_weights is not None:
         losses = losses * importance_weights.detach()[response_mask]
     return PolicyLoss(
         loss=losses.sum() / num_tokens,
         approx_kl=0.5 * log_ratio.detach().square().sum() / num_tokens,
         clip_fraction=(clipped > unclipped).to(losses.dtype).sum() / num_tokens,
+        dual_clip_fraction=dual_clipped.to(losses.dtype).sum() / num_tokens,
         ratio=ratio.detach().sum() / num_tokens,
     )
 
@@ -210,3 +172,56 @@ def ppo_value_loss(
         loss=0.5 * torch.maximum(unclipped, clipped).sum() / num_tokens,
         clip_fraction=(clipped > unclipped).to(value.dtype).sum() / num_tokens,
     )
+
+
+def entropy_bonus(
+    entropy: Float[Tensor, "B T"], response_mask: Bool[Tensor, "B T"], *, num_tokens: int | float
+) -> Float[Tensor, ""]:
+    """Sum the entropy of the response tokens' distributions, in the unit of the policy loss.
+
+        bonus = sum(entropy) / num_tokens
+
+    The term S of Schulman et al. 2017, equation 9, https://arxiv.org/abs/1707.06347. It is to be maximised:
+    the caller subtracts it, times its coefficient, from the loss.
+
+    Args:
+        entropy: Of the distribution that each token was drawn from, in nats.
+        response_mask: True on response tokens.
+        num_tokens: Response tokens of the whole minibatch, over all its microbatches (see the module's
+            header).
+
+    Returns:
+        The bonus in nats, with gradient into `entropy`.
+
+    Example:
+        >>> entropy_bonus(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[True, True, False]]), num_tokens=4)
+        tensor(0.7500)
+    """
+    return entropy[response_mask].sum() / num_tokens
+
+
+def nll_loss(
+    logprobs: Float[Tensor, "B T"], response_mask: Bool[Tensor, "B T"], *, num_tokens: int | float
+) -> Float[Tensor, ""]:
+    """Compute the negative log-likelihood of demonstrations, to be mixed into the policy loss.
+
+        loss = -sum(logprobs) / num_tokens
+
+    The last term of Ouyang et al. 2022, equation 2, https://arxiv.org/abs/2203.02155 (PPO-ptx), per token and
+    negated to be minimised. The paper takes it on pretraining text; demonstrations serve the same end.
+
+    Args:
+        logprobs: Log-probabilities of the demonstrations' response tokens under the policy that is trained, at
+            temperature 1, in nats.
+        response_mask: True on these tokens.
+        num_tokens: As many as the demonstrations of the whole minibatch have, over all its microbatches; not
+            the number of sampled tokens.
+
+    Returns:
+        The loss in nats, with gradient into `logprobs`.
+
+    Example:
+        >>> nll_loss(torch.tensor([[-1.0, -2.0, -9.0]]), torch.tensor([[True, True, False]]), num_tokens=4)
+        tensor(0.7500)
+    """
+    return -logprobs[response_mask].sum() / num_tokens

@@ -6,7 +6,7 @@ language models, Huang et al. 2024 (https://arxiv.org/abs/2403.17031) for the de
 
 Departures: policy and critic are adapters on one frozen base, so their gradients are clipped apart; the old
 log-probabilities are the trainer's own, and those of another engine only weigh the loss by truncated
-importance sampling (`stages.algorithms.ppo_loss`).
+importance sampling (`stages.algorithms.importance`).
 
 All parts are injected. Shape legend: B = episodes, T = response tokens, N = episodes of a microbatch.
 """
@@ -22,9 +22,10 @@ from torch import Tensor
 from data.errors import StageError
 from rewards.contract import Episode, RewardFunction
 from stages.algorithms.advantages import estimate_gae, shape_rewards
+from stages.algorithms.importance import importance_weights
 from stages.algorithms.kl import estimate_kl
 from stages.algorithms.masking import masked_rescale, masked_whiten
-from stages.algorithms.ppo_loss import ppo_policy_loss, ppo_value_loss, truncated_importance_weights
+from stages.algorithms.ppo_loss import ppo_policy_loss, ppo_value_loss
 from stages.ppo.config import PPOConfig
 from stages.ppo.controllers import KLController, ScoreShaper
 from stages.ppo.experience import Experience, PPOModels, collect_experience
@@ -212,9 +213,14 @@ class PPOTrainer:
 
         old_logprobs = own(experience.old_logprobs)
         weights = (
-            truncated_importance_weights(
-                old_logprobs, own(experience.rollout_logprobs), mask, cap=config.rollout.importance_cap
-            )
+            importance_weights(
+                old_logprobs,
+                own(experience.rollout_logprobs),
+                mask,
+                level="token",
+                mode="truncate",
+                cap=config.rollout.importance_cap,
+            ).weights
             if self.correct_rollouts
             else None
         )
@@ -227,6 +233,7 @@ class PPOTrainer:
                 own(advantages),
                 mask,
                 clip_range=config.clip_range,
+                dual_clip=None,
                 num_tokens=num_tokens,
                 importance_weights=weights,
             )

@@ -1,10 +1,13 @@
 """Reward shaping and GAE: published golden numbers, a float64 loop, and relations between the two."""
 
+from typing import Any
+
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
-from stages.algorithms.advantages import estimate_gae, shape_rewards
+from stages.algorithms.advantages import estimate_advantages, estimate_gae, shape_rewards
 from stages.algorithms.kl import kl_k1
 from stages.algorithms.masking import masked_whiten
 
@@ -187,3 +190,58 @@ def test_a_perfect_critic_leaves_no_advantage() -> None:
     advantages, returns = estimate_gae(rewards, values, mask, gamma=1.0, gae_lambda=0.6)
     torch.testing.assert_close(advantages, torch.zeros_like(advantages))
     torch.testing.assert_close(returns, values.masked_fill(~mask, 0.0))
+
+
+# --- one signature for all estimators ---
+
+REWARDS = torch.tensor([[1.0, 2.0], [0.0, 1.0], [4.0, 50.0], [0.0, 1.0]])
+TWO_OF_EACH = torch.tensor([0, 1, 0, 1])
+TOKENS = torch.tensor([[True, True], [True, True], [True, False], [True, True]])
+
+
+def estimate(estimator: Any, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Advantages and returns of the four responses to two prompts, with gamma 1/2 and lambda 1/4."""
+    return estimate_advantages(REWARDS, values, TOKENS, TWO_OF_EACH, estimator=estimator, gamma=0.5, gae_lambda=0.25)
+
+
+def test_estimate_advantages_by_gae() -> None:
+    advantages, returns = estimate("gae", torch.full((4, 2), 2.0))
+    # row 0: A_1 = 2 - 2 = 0, A_0 = 1 + 0.5 * 2 - 2 = 0; rows 1, 3: A_1 = -1, A_0 = 0 + 1 - 2 - 1/8; row 2: 4 - 2
+    assert advantages.tolist() == [[0.0, 0.0], [-1.125, -1.0], [2.0, 0.0], [-1.125, -1.0]]
+    assert returns is not None
+    assert returns.tolist() == [[2.0, 2.0], [0.875, 1.0], [4.0, 0.0], [0.875, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        # returns 3 and 4 of one prompt, 1 and 1 of the other
+        ("rloo", [[-1.0, -1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]),
+        # 0.5 from the mean, standard deviation sqrt(1/2): 0.5 / (0.7071068 + 0.0001)
+        ("grpo", [[-0.7070068, -0.7070068], [0.0, 0.0], [0.7070068, 0.0], [0.0, 0.0]]),
+        ("reinforce_plus_plus", [[2.0, 2.0], [0.5, 1.0], [4.0, 0.0], [0.5, 1.0]]),
+    ],
+)
+def test_estimate_advantages_without_a_critic_gives_no_returns(estimator: str, expected: list[list[float]]) -> None:
+    advantages, returns = estimate(estimator, None)
+    torch.testing.assert_close(advantages, torch.tensor(expected))
+    assert returns is None
+
+
+def test_gae_without_values_is_refused() -> None:
+    match = "estimator='gae' came with values=None; it needs the value of each token. Give the critic's predictions"
+    with pytest.raises(ValueError, match=match):
+        estimate("gae", None)
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "grpo", "reinforce_plus_plus"])
+def test_values_that_nothing_would_use_are_refused(estimator: str) -> None:
+    match = f"estimator='{estimator}' came with values, but only 'gae' has a critic. Give values=None"
+    with pytest.raises(ValueError, match=match):
+        estimate(estimator, torch.zeros(4, 2))
+
+
+def test_an_unknown_estimator_is_refused() -> None:
+    match = "estimator='ppo' is unknown; use 'gae', 'rloo', 'grpo' or 'reinforce_plus_plus'|Type-check error"
+    with pytest.raises((ValueError, TypeCheckError), match=match):  # the latter under the hook
+        estimate("ppo", None)

@@ -1,6 +1,7 @@
 """PPO losses against numbers worked out by hand and a Python loop, with signs, clips, masks and gradients."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from stages.algorithms.masking import masked_mean
 from stages.algorithms.ppo_loss import (
     PolicyLoss,
     ValueLoss,
-    clamp_log_ratio,
+    entropy_bonus,
+    nll_loss,
     ppo_policy_loss,
     ppo_value_loss,
-    truncated_importance_weights,
 )
 
 NAN = float("nan")
@@ -27,12 +28,16 @@ def random_batch(num: int, seed: int = 0) -> list[Tensor]:
     return list(torch.randn(num, 4, 6, generator=generator, dtype=torch.float64).unbind(0))
 
 
-def policy_loss(*tensors: Tensor, weights: Tensor | None = None) -> PolicyLoss:
+def policy_loss(*tensors: Tensor, weights: Tensor | None = None, dual_clip: float | None = None) -> PolicyLoss:
     """The policy loss of log-probabilities, old ones and advantages under MASK."""
-    return ppo_policy_loss(*tensors, MASK, clip_range=0.2, num_tokens=13, importance_weights=weights)
+    return ppo_policy_loss(
+        *tensors, MASK, clip_range=0.2, dual_clip=dual_clip, num_tokens=13, importance_weights=weights
+    )
 
 
-def policy_loss_of(ratios: list[float], advantages: list[float], *, clip_range: float = 0.2) -> PolicyLoss:
+def policy_loss_of(
+    ratios: list[float], advantages: list[float], *, clip_range: float = 0.2, dual_clip: float | None = None
+) -> PolicyLoss:
     """The policy loss of one unpadded row with the given ratios."""
     logprobs = torch.tensor([ratios], dtype=torch.float64).log()
     return ppo_policy_loss(
@@ -41,66 +46,26 @@ def policy_loss_of(ratios: list[float], advantages: list[float], *, clip_range: 
         torch.tensor([advantages], dtype=torch.float64),
         torch.ones(1, len(ratios), dtype=torch.bool),
         clip_range=clip_range,
+        dual_clip=dual_clip,
         num_tokens=len(ratios),
         importance_weights=None,
     )
 
 
-# --- log-ratios and importance weights ---
-
-
-def test_checklist_45_log_ratio_is_bounded_and_normal_values_pass_unaltered() -> None:
-    log_ratio = torch.tensor([-1e9, -20.5, -19.5, -1.0, 0.0, 1e-7, 19.5, 20.5, math.inf])
-    expected = torch.tensor([-20.0, -20.0, -19.5, -1.0, 0.0, 1e-7, 19.5, 20.0, 20.0])
-    assert torch.equal(clamp_log_ratio(log_ratio), expected)
-    assert clamp_log_ratio(log_ratio).exp().isfinite().all()
+# --- policy loss ---
 
 
 @pytest.mark.parametrize(("logprob", "ratio"), [(-100.0, math.exp(-20)), (100.0, math.exp(20)), (3.0, math.exp(3))])
 def test_checklist_45_policy_loss_stays_finite_however_far_the_policy_moved(logprob: float, ratio: float) -> None:
     logprobs = torch.tensor([[logprob]], requires_grad=True)
     old, advantages, mask = torch.zeros(1, 1), torch.tensor([[-1.0]]), torch.ones(1, 1) > 0
-    result = ppo_policy_loss(logprobs, old, advantages, mask, clip_range=0.2, num_tokens=1, importance_weights=None)
+    result = ppo_policy_loss(
+        logprobs, old, advantages, mask, clip_range=0.2, dual_clip=None, num_tokens=1, importance_weights=None
+    )
     result.loss.backward()
     assert logprobs.grad is not None and logprobs.grad.isfinite().all()
     assert result.ratio.item() == pytest.approx(ratio, rel=1e-6)
     assert result.loss.item() == pytest.approx(max(ratio, 0.8), rel=1e-6)  # advantage -1: max(ratio, clipped ratio)
-
-
-def test_checklist_23_importance_weights_are_trainer_over_rollout_and_truncated() -> None:
-    old = torch.tensor([[-1.0, -1.0, -1.0, -1.0, -1.0]])
-    rollout = torch.tensor([[-1.0, -0.5, -1.4, -9.0, -1.0]])
-    mask = torch.ones(1, 5, dtype=torch.bool)
-    weights = truncated_importance_weights(old, rollout, mask, cap=2.0)
-    # exp(0) = 1, exp(-0.5) = 0.6065307, exp(0.4) = 1.4918247, exp(8) = 2981 cut to 2
-    torch.testing.assert_close(weights, torch.tensor([[1.0, 0.6065307, 1.4918247, 2.0, 1.0]]))
-    assert weights[0, 0] == 1 and weights[0, 4] == 1
-
-
-def test_checklist_23_importance_weights_are_one_where_the_two_match_and_on_padding() -> None:
-    (old,) = random_batch(1)
-    for cap in (1.0, 2.0):
-        assert torch.equal(truncated_importance_weights(old, old.clone(), MASK, cap=cap), torch.ones_like(old))
-    for garbage in (NAN, math.inf, -math.inf, 1e9):
-        rollout = old.masked_fill(~MASK, garbage)
-        assert torch.equal(truncated_importance_weights(old, rollout, MASK, cap=2.0), torch.ones_like(old))
-        assert torch.equal(truncated_importance_weights(rollout, old, MASK, cap=2.0), torch.ones_like(old))
-
-
-def test_importance_weights_are_constants_and_finite() -> None:
-    old = torch.tensor([[-1.0, 500.0]], requires_grad=True)
-    weights = truncated_importance_weights(old, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), cap=1e12)
-    assert not weights.requires_grad
-    torch.testing.assert_close(weights, torch.tensor([[math.exp(-1), math.exp(20)]]))
-
-
-@pytest.mark.parametrize("cap", [0.99, 0.0, -1.0])
-def test_a_cap_below_one_is_refused(cap: float) -> None:
-    with pytest.raises(ValueError, match=rf"cap={cap} is below 1, so tokens with equal log-probabilities"):
-        truncated_importance_weights(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1) > 0, cap=cap)
-
-
-# --- policy loss ---
 
 
 @pytest.mark.parametrize(
@@ -133,8 +98,10 @@ def test_policy_loss_clips_at_the_range_given(clip_range: float) -> None:
 def test_policy_loss_equals_a_python_loop() -> None:
     logprobs, old, advantages, weights = random_batch(4)
     weights = weights.abs()
-    result = ppo_policy_loss(logprobs, old, advantages, MASK, clip_range=0.2, num_tokens=20, importance_weights=weights)
-    loss = approx_kl = clips = ratios = 0.0
+    result = ppo_policy_loss(
+        logprobs, old, advantages, MASK, clip_range=0.2, dual_clip=1.5, num_tokens=20, importance_weights=weights
+    )
+    loss = approx_kl = clips = dual_clips = ratios = 0.0
     for b in range(4):
         for t in range(6):
             if not MASK[b, t]:
@@ -142,12 +109,14 @@ def test_policy_loss_equals_a_python_loop() -> None:
             log_ratio, advantage = (logprobs[b, t] - old[b, t]).item(), advantages[b, t].item()
             ratio = math.exp(log_ratio)
             surrogate = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
-            loss -= weights[b, t].item() * surrogate / 20
+            objective = max(surrogate, 1.5 * advantage) if advantage < 0 else surrogate
+            loss -= weights[b, t].item() * objective / 20
             approx_kl += 0.5 * log_ratio**2 / 20
             clips += (surrogate < ratio * advantage) / 20
+            dual_clips += (objective > surrogate) / 20
             ratios += ratio / 20
-    assert [x.item() for x in result] == pytest.approx([loss, approx_kl, clips, ratios], abs=1e-12)
-    assert 0 < clips < 13 / 20
+    assert [x.item() for x in result] == pytest.approx([loss, approx_kl, clips, dual_clips, ratios], abs=1e-12)
+    assert 0 < clips < 13 / 20 and 0 < dual_clips < 13 / 20
 
 
 def test_checklist_40_before_the_first_step_ratio_is_one_and_nothing_moved_or_clipped() -> None:
@@ -179,7 +148,14 @@ def test_policy_gradient_is_zero_where_clipped_and_signed_where_not(
     logprobs = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
     old, advantages = torch.tensor([[[0.0]], [[advantage]]], dtype=torch.float64)
     ppo_policy_loss(
-        logprobs, old, advantages, torch.ones(1, 1) > 0, clip_range=0.2, num_tokens=1, importance_weights=None
+        logprobs,
+        old,
+        advantages,
+        torch.ones(1, 1) > 0,
+        clip_range=0.2,
+        dual_clip=None,
+        num_tokens=1,
+        importance_weights=None,
     ).loss.backward()
     assert logprobs.grad is not None
     assert logprobs.grad.item() == pytest.approx(gradient, abs=1e-12)
@@ -188,7 +164,7 @@ def test_policy_gradient_is_zero_where_clipped_and_signed_where_not(
 def test_policy_loss_has_gradient_into_logprobs_alone_and_its_metrics_none() -> None:
     leaves = [x.requires_grad_() for x in random_batch(4)]
     result = policy_loss(leaves[0], leaves[1], leaves[2], weights=leaves[3])
-    assert not any(metric.requires_grad for metric in (result.approx_kl, result.clip_fraction, result.ratio))
+    assert not any(metric.requires_grad for metric in result[1:])
     result.loss.backward()
     assert leaves[0].grad is not None and leaves[0].grad.abs().sum() > 0
     assert all(leaf.grad is None for leaf in leaves[1:])
@@ -197,9 +173,81 @@ def test_policy_loss_has_gradient_into_logprobs_alone_and_its_metrics_none() -> 
 def test_gradient_of_the_policy_loss() -> None:
     logprobs, old, advantages, weights = random_batch(4, seed=4)
     assert torch.autograd.gradcheck(
-        lambda x: policy_loss(x, old, advantages, weights=weights).loss,
+        lambda x: policy_loss(x, old, advantages, weights=weights, dual_clip=1.5).loss,
         (logprobs.requires_grad_(),),
     )
+
+
+# --- dual clip ---
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "dual_clipped"),
+    [
+        (4.0, -2.0, 6.0, 0.0, 1.0),  # max(8, 2.4) = 8, held at 3 * 2
+        (3.5, -0.5, 1.5, 0.0, 1.0),
+        (2.5, -2.0, 5.0, 5.0, 0.0),  # below the bound
+        (0.5, -2.0, 1.6, 0.0, 0.0),  # the ordinary clip
+        (1.0, -2.0, 2.0, 2.0, 0.0),
+        (4.0, 2.0, -2.4, 0.0, 0.0),  # positive advantages have the ordinary clip alone
+        (0.1, 2.0, -0.2, -0.2, 0.0),
+        (4.0, 0.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_dual_clip_golden(ratio: float, advantage: float, loss: float, gradient: float, dual_clipped: float) -> None:
+    logprobs = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
+    old, advantages = torch.tensor([[[0.0]], [[advantage]]], dtype=torch.float64)
+    result = ppo_policy_loss(
+        logprobs, old, advantages, torch.ones(1, 1) > 0,
+        clip_range=0.2, dual_clip=3.0, num_tokens=1, importance_weights=None,
+    )  # fmt: skip
+    result.loss.backward()
+    assert result.loss.item() == pytest.approx(loss, abs=1e-12)
+    assert result.dual_clip_fraction.item() == dual_clipped
+    assert logprobs.grad is not None
+    assert logprobs.grad.item() == pytest.approx(gradient, abs=1e-12)
+
+
+@pytest.mark.parametrize("dual_clip", [1.5, 2.0, 8.0])
+def test_dual_clip_bounds_at_the_value_given(dual_clip: float) -> None:
+    result = policy_loss_of([10.0, 1.1], [-0.5, -3.0], dual_clip=dual_clip)
+    assert result.loss.item() == pytest.approx((0.5 * dual_clip + 1.1 * 3.0) / 2, abs=1e-12)
+    assert result.dual_clip_fraction.item() == 0.5
+    assert result.clip_fraction.item() == 0.0
+
+
+def test_without_a_dual_clip_or_with_a_wide_one_nothing_is_bounded() -> None:
+    tensors = random_batch(3)
+    unbounded, wide = policy_loss(*tensors), policy_loss(*tensors, dual_clip=1e9)
+    assert [x.item() for x in wide] == [x.item() for x in unbounded]
+    assert unbounded.dual_clip_fraction.item() == 0.0
+    assert policy_loss(*tensors, dual_clip=1.5).loss < unbounded.loss
+
+
+def test_importance_weights_apply_after_the_dual_clip_and_do_not_count_as_one() -> None:
+    logprobs = torch.tensor([[4.0, 1.0]], dtype=torch.float64).log()
+    old, advantages, mask = torch.zeros_like(logprobs), torch.full_like(logprobs, -1.0), torch.ones(1, 2) > 0
+    result = ppo_policy_loss(
+        logprobs, old, advantages, mask, clip_range=0.2, dual_clip=3.0, num_tokens=1,
+        importance_weights=torch.tensor([[2.0, 0.5]], dtype=torch.float64),
+    )  # fmt: skip
+    assert result.loss.item() == pytest.approx(2.0 * 3.0 + 0.5 * 1.0, abs=1e-12)
+    assert result.dual_clip_fraction.item() == 1.0
+
+
+@pytest.mark.parametrize("dual_clip", [1.0, 0.5, -2.0, NAN])
+def test_a_dual_clip_not_above_one_is_refused(dual_clip: float) -> None:
+    with pytest.raises(ValueError, match=rf"dual_clip={dual_clip} is not above 1, so tokens of the unchanged policy"):
+        policy_loss_of([1.0], [1.0], dual_clip=dual_clip)
+
+
+def test_weights_of_one_change_nothing() -> None:
+    tensors = random_batch(3)
+    weighted, plain = policy_loss(*tensors, weights=torch.ones(4, 6, dtype=torch.float64)), policy_loss(*tensors)
+    assert [x.item() for x in weighted] == [x.item() for x in plain]
+
+
+# --- microbatches, metrics, padding ---
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 2], [3, 1], [1, 3]])
@@ -217,6 +265,7 @@ def test_checklist_43_microbatches_add_up_to_the_minibatch(sizes: list[int]) -> 
                 tensors[2][rows],
                 MASK[rows],
                 clip_range=0.2,
+                dual_clip=1.5,
                 num_tokens=13,
                 importance_weights=weights[rows],
             )
@@ -242,13 +291,14 @@ def test_checklist_43_microbatches_add_up_to_the_minibatch(sizes: list[int]) -> 
 
 def test_checklist_44_metrics_are_masked_means() -> None:
     logprobs, old, advantages, values, old_values, returns = random_batch(6)
-    policy = policy_loss(logprobs, old, advantages)
+    policy = policy_loss(logprobs, old, advantages, dual_clip=1.5)
     value = ppo_value_loss(values, old_values, returns, MASK, value_clip_range=0.2, num_tokens=13)
     alone = [
-        policy_loss_of([math.exp((logprobs - old)[b, t].item())], [advantages[b, t].item()])
+        policy_loss_of([math.exp((logprobs - old)[b, t].item())], [advantages[b, t].item()], dual_clip=1.5)
         for b, t in MASK.nonzero().tolist()
     ]
-    for field in ("loss", "approx_kl", "clip_fraction", "ratio"):
+    assert 0 < policy.dual_clip_fraction < 1
+    for field in ("loss", "approx_kl", "clip_fraction", "dual_clip_fraction", "ratio"):
         expected = sum(getattr(token, field).item() for token in alone) / 13
         assert getattr(policy, field).item() == pytest.approx(expected, abs=1e-12)
     clipped = 0
@@ -277,7 +327,7 @@ def test_garbage_in_padding_changes_neither_losses_nor_gradients(garbage: float)
     for fill in (False, True):
         tensors = [x.masked_fill(~MASK, garbage) if fill else x.clone() for x in clean]
         logprobs, values = tensors[0].requires_grad_(), tensors[3].requires_grad_()
-        policy = policy_loss(logprobs, tensors[1], tensors[2], weights=tensors[6])
+        policy = policy_loss(logprobs, tensors[1], tensors[2], weights=tensors[6], dual_clip=1.5)
         value = ppo_value_loss(values, tensors[4], tensors[5], MASK, value_clip_range=0.2, num_tokens=13)
         (policy.loss + value.loss).backward()
         assert logprobs.grad is not None and values.grad is not None
@@ -291,9 +341,11 @@ def test_garbage_in_padding_changes_neither_losses_nor_gradients(garbage: float)
 def test_order_of_rows_does_not_matter() -> None:
     tensors, order = random_batch(3), torch.tensor([3, 1, 0, 2])
     permuted = ppo_policy_loss(
-        *(x[order] for x in tensors), MASK[order], clip_range=0.2, num_tokens=13, importance_weights=None
+        *(x[order] for x in tensors), MASK[order], clip_range=0.2, dual_clip=3.0, num_tokens=13, importance_weights=None
     )
-    assert [x.item() for x in permuted] == pytest.approx([x.item() for x in policy_loss(*tensors)], abs=1e-14)
+    assert [x.item() for x in permuted] == pytest.approx(
+        [x.item() for x in policy_loss(*tensors, dual_clip=3.0)], abs=1e-14
+    )
 
 
 def test_enumerated_policy_gradient_is_that_of_the_expected_score() -> None:
@@ -308,6 +360,7 @@ def test_enumerated_policy_gradient_is_that_of_the_expected_score() -> None:
         scores,
         torch.ones(1, 5, dtype=torch.bool),
         clip_range=0.2,
+        dual_clip=None,
         num_tokens=1,
         importance_weights=logprobs.detach().exp(),
     ).loss.backward()
@@ -381,3 +434,38 @@ def test_gradient_of_the_value_loss() -> None:
         lambda x: ppo_value_loss(x, old, returns, MASK, value_clip_range=0.2, num_tokens=13).loss,
         (values.requires_grad_(),),
     )
+
+
+# --- the two terms that may be added ---
+
+
+def test_entropy_bonus_and_nll_loss_golden() -> None:
+    values = torch.tensor([[1.0, 2.0, 50.0], [4.0, 50.0, 50.0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert entropy_bonus(values, mask, num_tokens=14).item() == 0.5  # (1 + 2 + 4) / 14
+    assert nll_loss(-values, mask, num_tokens=14).item() == 0.5
+    assert nll_loss(values, mask, num_tokens=3.5).item() == -2.0
+
+
+@pytest.mark.parametrize(("term", "sign"), [(entropy_bonus, 1.0), (nll_loss, -1.0)])
+@pytest.mark.parametrize("garbage", [NAN, math.inf, -math.inf])
+def test_added_terms_have_the_same_gradient_on_each_token_and_none_on_padding(
+    term: Callable[..., Tensor], sign: float, garbage: float
+) -> None:
+    (values,) = random_batch(1)
+    leaf = values.masked_fill(~MASK, garbage).requires_grad_()
+    result = term(leaf, MASK, num_tokens=26)
+    result.backward()
+    assert result.item() == pytest.approx(sign * math.fsum(values[MASK].tolist()) / 26, abs=1e-12)
+    assert leaf.grad is not None
+    assert torch.equal(leaf.grad, sign * MASK.double() / 26)
+
+
+@pytest.mark.parametrize("term", [entropy_bonus, nll_loss])
+def test_added_terms_add_up_over_microbatches_and_a_batch_without_tokens_gives_zero(
+    term: Callable[..., Tensor],
+) -> None:
+    (values,) = random_batch(1)
+    parts = [term(values[row : row + 1], MASK[row : row + 1], num_tokens=13) for row in range(4)]
+    assert sum(part.item() for part in parts) == pytest.approx(term(values, MASK, num_tokens=13).item(), abs=1e-12)
+    assert term(values, torch.zeros_like(MASK), num_tokens=13).item() == 0.0
