@@ -3,16 +3,23 @@
 accelerate and DeepSpeed are driven through `TrainingArguments` from here and nowhere else.
 """
 
+import math
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data.errors import StageError
 from stages.contract import StageContext
+from stages.learner import Learner, ReplicatedLearner
 from stages.learning import LearningConfig
 from stages.models.config import ModelConfig
+from stages.ranks import Ranks
 
 
 def num_processes() -> int:
@@ -23,6 +30,138 @@ def num_processes() -> int:
 def is_main_process() -> bool:
     """Whether this rank writes."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """Join the processes of this stage, for a loop that is not a Hugging Face trainer's.
+
+    Args:
+        device: `cpu` (gloo) or `cuda` (NCCL, one GPU a rank).
+
+    Yields:
+        This process among them.
+    """
+    if num_processes() == 1:
+        yield Ranks(device=device)
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def make_learner(
+    parameters: Sequence[nn.Parameter],
+    *,
+    learning_rate: float,
+    adam_epsilon: float,
+    max_grad_norm: float,
+    ranks: Ranks,
+    deepspeed: dict[str, Any] | None,
+) -> Learner:
+    """AdamW on a group of parameters: replicated, or sharded where the stage runs under DeepSpeed.
+
+    Args:
+        parameters: In the same order on all ranks, with equal values.
+        learning_rate: Before any factor.
+        adam_epsilon: Of AdamW.
+        max_grad_norm: The summed gradient is clipped to this norm.
+        ranks: Processes of the stage.
+        deepspeed: DeepSpeed's settings, from the context.
+    """
+    settings = {
+        "learning_rate": learning_rate,
+        "adam_epsilon": adam_epsilon,
+        "max_grad_norm": max_grad_norm,
+        "ranks": ranks,
+    }
+    if deepspeed is None:
+        return ReplicatedLearner(parameters, **settings)  # type: ignore[arg-type]
+    return DeepSpeedLearner(parameters, **settings, zero_stage=int(deepspeed["zero_optimization"]["stage"]))  # type: ignore[arg-type]
+
+
+class DeepSpeedLearner:
+    """Gradients and optimizer state are sharded over the ranks by ZeRO.
+
+    The engine holds the adapters alone, whose base is frozen, so there are no large parameters to shard: ZeRO-3 is
+    taken as ZeRO-2.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        *,
+        learning_rate: float,
+        adam_epsilon: float,
+        max_grad_norm: float,
+        ranks: Ranks,
+        zero_stage: int,
+    ) -> None:
+        """Make the engine; see `make_learner`."""
+        import deepspeed
+
+        self._parameters = list(parameters)
+        self._learning_rate = learning_rate
+        self._num_ranks = ranks.size
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, eps=adam_epsilon, weight_decay=0.0)
+        self._engine: Any = deepspeed.initialize(
+            model=_ParameterHolder(self._parameters),
+            model_parameters=self._parameters,
+            optimizer=self._optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": max_grad_norm,
+                "zero_optimization": {"stage": min(zero_stage, 2)},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 10**9,
+            },
+        )[0]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a microbatch's gradients; ZeRO takes the mean over the ranks, so that the sum is asked for."""
+        self._engine.set_gradient_accumulation_boundary(False)
+        self._engine.backward(loss * self._num_ranks)
+        self._engine.step()
+
+    def finish(self, *, apply: bool) -> float:
+        """Close the accumulation with a term that adds nothing, or that makes ZeRO skip the step."""
+        self._engine.set_gradient_accumulation_boundary(True)
+        nothing = torch.stack([parameter.sum() for parameter in self._parameters]).sum()
+        self._engine.backward(nothing * (0.0 if apply else math.nan))
+        self._engine.step()
+        return math.nan if self._engine.optimizer.overflow else float(self._engine.get_global_grad_norm())
+
+    def set_learning_rate_factor(self, factor: float) -> None:
+        """Scale the learning rate."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's shard: AdamW's state and the float32 partition."""
+        state = self._engine.optimizer.state_dict()
+        return {name: state[name] for name in ("base_optimizer_state", "single_partition_of_fp32_groups")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over this rank's saved shard."""
+        zero = self._engine.optimizer
+        zero.optimizer.load_state_dict(state["base_optimizer_state"])
+        saved = state["single_partition_of_fp32_groups"]
+        with torch.no_grad():
+            for partition, values in zip(zero.single_partition_of_fp32_groups, saved, strict=True):
+                partition.copy_(values)
+
+
+class _ParameterHolder(nn.Module):
+    """What DeepSpeed takes for the model."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.held = nn.ParameterList(parameters)
 
 
 def num_optimizer_steps(config: LearningConfig, num_examples: int) -> int:

@@ -26,6 +26,14 @@ class AdaptiveKLConfig(StrictModel):
     """Episodes over which the coefficient may change by a factor e at most a fifth of an error."""
 
 
+AdvantageEstimator = Literal["gae", "rloo", "grpo", "reinforce_plus_plus"]
+
+# What only a critic reads, and what only GAE and REINFORCE++ read: refused beside an estimator that does not.
+_CRITIC_FIELDS = ("gae_lambda", "value_coef", "value_clip_range", "critic_learning_rate", "critic_init")
+_WITH_CRITIC = ("gae",)
+_PER_TOKEN = ("gae", "reinforce_plus_plus")
+_PER_GROUP = ("rloo", "grpo")
+
 KLControllerConfig = Annotated[FixedKLConfig | AdaptiveKLConfig, Field(discriminator="type")]
 
 
@@ -44,11 +52,22 @@ class PPOConfig(StrictModel):
     microbatch_size: int = Field(default=8, ge=1)
     """Episodes in one forward pass. Divides `minibatch_size`."""
 
+    advantage_estimator: AdvantageEstimator = "gae"
+    """`gae` has a critic (Schulman et al. 2016). The others load none: `rloo` (Ahmadian et al. 2024) and `grpo` (Shao et
+    al. 2024) compare the responses to one prompt, `reinforce_plus_plus` (Hu 2025) those of the whole batch."""
+
+    responses_per_prompt: int = Field(default=1, ge=1)
+    """Responses sampled for each prompt of a step. `rloo` and `grpo` need two or more. Divides `batch_size`."""
+
     num_ppo_epochs: int = Field(default=2, ge=1)
     """Passes over the episodes of a step."""
 
     learning_rate: float = Field(default=1.0e-4, gt=0)
     """Learning rate of the policy's adapter, linearly to 0."""
+
+    critic_init: Literal["auto", "reward_model", "zero"] = "auto"
+    """Where the critic starts: `reward_model` copies its adapter and head (Stiennon et al. 2020, appendix B.1), `zero` the
+    SFT adapter with a head that says 0, the mean of normalised scores. `auto` is `reward_model` on a shared base."""
 
     critic_learning_rate: float | None = Field(default=None, gt=0)
     """Learning rate of the critic's adapter and head. Default: `learning_rate`."""
@@ -61,6 +80,19 @@ class PPOConfig(StrictModel):
 
     clip_range: float = Field(default=0.2, gt=0)
     """The probability ratio is clipped to `1 +- clip_range`."""
+
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bounds the loss of tokens with negative advantage at this multiple of it (Ye et al. 2020, equation 4); 3 is usual."""
+
+    max_approx_kl: float | None = Field(default=None, gt=0)
+    """An update stops early, before the optimizer step, where the policy has moved further than this from where the
+    update began (nats a token)."""
+
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus (Schulman et al. 2017, equation 9)."""
+
+    ptx_coef: float = Field(default=0.0, ge=0)
+    """Weight of the SFT loss on demonstrations (Ouyang et al. 2022, equation 2), one demonstration an episode."""
 
     value_clip_range: float = Field(default=0.2, gt=0)
     """New values stay within this distance of the old ones."""
@@ -85,8 +117,9 @@ class PPOConfig(StrictModel):
     kl_placement: Literal["reward", "loss"] = "reward"
     """Subtracted from the rewards, or added to the policy loss."""
 
-    whiten_advantages: bool = True
-    """Advantages of a step get mean 0 and variance 1."""
+    whiten_advantages: bool | Literal["auto"] = "auto"
+    """Advantages of a step get mean 0 and variance 1. `auto` does it with `gae` and `reinforce_plus_plus`, whose papers
+    do, and not with `rloo` and `grpo`, which compare within a prompt."""
 
     whiten_rewards: bool = False
     """Shaped rewards of a step are divided by their standard deviation; the mean is kept."""
@@ -107,7 +140,7 @@ class PPOConfig(StrictModel):
     """Longer prompts are dropped and counted."""
 
     max_bad_steps: int = Field(default=3, ge=0)
-    """Optimizer steps with a loss or gradient that is not finite are skipped; more than this end the stage."""
+    """Batches and optimizer steps with a value that is not finite are skipped; more than this end the stage."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
@@ -124,6 +157,37 @@ class PPOConfig(StrictModel):
                 "penalised: drop one of the two"
             )
         return self
+
+    @model_validator(mode="after")
+    def _estimator_relations(self) -> Self:
+        estimator = self.advantage_estimator
+        if estimator in _PER_GROUP and self.responses_per_prompt < 2:
+            raise ValueError(
+                f"advantage_estimator={estimator} compares the responses to one prompt, but responses_per_prompt="
+                f"{self.responses_per_prompt}; use responses_per_prompt=2 or more (4 is usual)"
+            )
+        _check_divides("batch_size", self.batch_size, "responses_per_prompt", self.responses_per_prompt)
+        unused = [] if estimator in _WITH_CRITIC else list(_CRITIC_FIELDS)
+        unused += [] if estimator in _PER_TOKEN else ["gamma"]
+        for name in unused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is set, but advantage_estimator={estimator} does not use it; remove {name}, or use "
+                    f"advantage_estimator=gae"
+                )
+        return self
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the estimator needs a critic."""
+        return self.advantage_estimator in _WITH_CRITIC
+
+    @property
+    def whitens_advantages(self) -> bool:
+        """`whiten_advantages` with `auto` resolved."""
+        if self.whiten_advantages == "auto":
+            return self.advantage_estimator in _PER_TOKEN
+        return self.whiten_advantages
 
 
 def _check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:

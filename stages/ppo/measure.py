@@ -49,7 +49,7 @@ def step_metrics(
     experience: Experience,
     scores: Float[Tensor, " B"],
     rewards: Float[Tensor, "B T"],
-    returns: Float[Tensor, "B T"],
+    returns: Float[Tensor, "B T"] | None,
     *,
     kl_coef: float,
 ) -> dict[str, float]:
@@ -59,7 +59,7 @@ def step_metrics(
         experience: The episodes.
         scores: As the reward function gave them, before any shaping.
         rewards: KL-shaped.
-        returns: Targets of the critic.
+        returns: Targets of the critic; None without one.
         kl_coef: The coefficient that shaped the rewards.
 
     Returns:
@@ -68,26 +68,35 @@ def step_metrics(
         responses.
     """
     mask = experience.response_mask
-    kl = (kl_k1(experience.old_logprobs, experience.ref_logprobs) * mask).sum(dim=1)
+    kl = response_kl(experience)
     delta = (experience.old_logprobs - experience.rollout_logprobs)[mask]
     lengths = mask.sum(dim=1).float()
-    variance = masked_var(returns, mask)
-    residual = masked_var(returns - experience.values, mask)
-    return {
+    metrics = {
         "objective/kl": kl.mean().item(),
+        "objective/kl_stderr": (kl.std(correction=1) / len(kl) ** 0.5).item() if len(kl) > 1 else 0.0,
         "objective/kl_coef": kl_coef,
         "objective/scores": scores.mean().item(),
         "objective/scores_std": scores.std(correction=0).item(),
         "objective/rewards": rewards.sum(dim=1).mean().item(),
         "objective/entropy": masked_mean(experience.entropy, mask).item(),
-        "value/explained_variance": (1.0 - residual / variance.clamp(min=1e-8)).item(),
-        "value/mean": masked_mean(experience.values, mask).item(),
         "rollout/response_length": lengths.mean().item(),
         "rollout/truncated_fraction": _share([not rollout.finished for rollout in experience.rollouts]),
         "rollout/logprob_delta_mean": delta.mean().item(),
         "rollout/logprob_delta_rms": delta.square().mean().sqrt().item(),
         "rollout/logprob_delta_max": delta.abs().max().item(),
     }
+    if experience.values is not None and returns is not None:
+        variance = masked_var(returns, mask)
+        residual = masked_var(returns - experience.values, mask)
+        metrics["value/explained_variance"] = (1.0 - residual / variance.clamp(min=1e-8)).item()
+        metrics["value/mean"] = masked_mean(experience.values, mask).item()
+    return metrics
+
+
+def response_kl(experience: Experience) -> Float[Tensor, " B"]:
+    """Sum of k1 over each response's tokens, in nats."""
+    log_ratio = kl_k1(experience.old_logprobs, experience.ref_logprobs)
+    return log_ratio.masked_fill(~experience.response_mask, 0.0).sum(dim=1)
 
 
 def mean_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -85,3 +85,20 @@ class RolloutConfig(SamplingConfig):
 
     importance_cap: float = Field(default=2.0, gt=1.0)
     """Upper bound of the importance weights."""
+
+    @property
+    def correction(self) -> tuple[Literal["token", "sequence"], Literal["truncate", "mask"]] | None:
+        """Level and mode of `importance_sampling` with `auto` resolved; None is no correction."""
+        match self.importance_sampling:
+            case "token_truncate":
+                return "token", "truncate"
+            case "token_mask":
+                return "token", "mask"
+            case "sequence_truncate":
+                return "sequence", "truncate"
+            case "sequence_mask":
+                return "sequence", "mask"
+            case "auto" if self.engine != "hf":
+                return "token", "truncate"
+            case _:
+                return None

@@ -1,0 +1,67 @@
+"""What a stopped PPO needs to go on: adapters, head, optimizers, controllers, counters.
+
+    <folder>/policy, <folder>/critic     adapters as PEFT saves them
+    <folder>/trainer.pt                  value head, controllers, counters
+    <folder>/learners-<rank>.pt          optimizer state of each rank
+
+Read back by `torch.load(weights_only=True)`: nothing else is unpickled.
+"""
+
+from pathlib import Path
+
+import torch
+
+from stages.learner import Learner
+from stages.models.tuning import load_adapter_weights, save_adapter
+from stages.ppo.trainer import PPOTrainer
+
+
+def save_state(folder: Path, trainer: PPOTrainer, learners: dict[str, Learner], *, base_spec: str) -> None:
+    """Write the state as it is between two steps.
+
+    Args:
+        folder: Where to write; made if need be.
+        trainer: Its controllers and counters, and the models.
+        learners: By the role that they train.
+        base_spec: `model.base` of the configuration.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    states = {role: learner.state_dict() for role, learner in learners.items()}
+    torch.save(states, folder / f"learners-{trainer.ranks.rank}.pt")
+    if not trainer.ranks.is_main:
+        return
+    for role in learners:
+        save_adapter(trainer.models.shared_base.peft_model, role, folder / role, base_spec=base_spec)
+    head, scores = trainer.models.value_head, trainer.score_shaper
+    state = {
+        "value_head": {} if head is None else head.state_dict(),
+        "kl_coef": trainer.kl_controller.value,
+        "scores": {"count": scores.num_scores, "mean": scores.mean, "sum_of_squares": scores.sum_of_squares},
+        "num_steps": trainer.num_steps,
+        "num_bad_steps": trainer.bad_steps.count,
+        "num_negative_kl": trainer.kl_watch.num_negative,
+    }
+    torch.save(state, folder / "trainer.pt")
+
+
+def load_state(folder: Path, trainer: PPOTrainer, learners: dict[str, Learner]) -> None:
+    """Put a saved state into a trainer that was made with the same settings.
+
+    Raises:
+        ModelError: An adapter does not fit.
+        FileNotFoundError: The folder holds no whole state.
+    """
+    for role, learner in learners.items():
+        load_adapter_weights(trainer.models.shared_base.peft_model, folder / role, role)
+        states = torch.load(folder / f"learners-{trainer.ranks.rank}.pt", weights_only=True)
+        learner.load_state_dict(states[role])
+    state = torch.load(folder / "trainer.pt", weights_only=True)
+    if trainer.models.value_head is not None:
+        trainer.models.value_head.load_state_dict(state["value_head"])
+    trainer.kl_controller.value = state["kl_coef"]
+    scores = trainer.score_shaper
+    scores.num_scores = state["scores"]["count"]
+    scores.mean, scores.sum_of_squares = state["scores"]["mean"], state["scores"]["sum_of_squares"]
+    trainer.num_steps = state["num_steps"]
+    trainer.bad_steps.count = state["num_bad_steps"]
+    trainer.kl_watch.num_negative = state["num_negative_kl"]
