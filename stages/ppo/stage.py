@@ -2,18 +2,20 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from data.chat import decode_response, drop_long, encode_prompt, render_prompt_text
+import torch
+
+from data.chat import drop_long, encode_prompt
 from data.errors import DataError, StageError
-from data.schema import read_split
-from rewards.contract import Episode
-from rewards.learned import LearnedReward
+from data.schema import Prompt, read_split
 from stages.contract import Artifact, StageContext, StageOutput
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
-from stages.models.scalar_head import ScoreHead, ScoreNormalization, ValueHead
-from stages.models.score_model import SharedBaseScoreModel
+from stages.models.own_base import read_own_base
+from stages.models.reward_loading import REWARD_ROLE, check_reward_model, load_reward
+from stages.models.scalar_head import ScoreNormalization, ValueHead
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer, save_tokenizer
@@ -21,7 +23,7 @@ from stages.models.tuning import check_adapter, save_adapter, score_weight
 from stages.ppo.config import PPOConfig
 from stages.ppo.experience import PPOModels
 from stages.ppo.trainer import PPOTrainer
-from stages.rollouts.contract import Rollout
+from stages.rollouts.episodes import make_episode
 from stages.rollouts.factory import build_engine
 from stages.seeds import batch_rows
 
@@ -46,10 +48,10 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     """
     base = resolve_base(model, context.config_dir)
     policy_folder, reward_folder = inputs["policy"].path, inputs["reward_model"].path
-    for folder in (policy_folder, reward_folder):
-        check_adapter(folder, model, config_dir=context.config_dir)
+    check_adapter(policy_folder, model, config_dir=context.config_dir)
+    check_reward_model(reward_folder, model, config_dir=context.config_dir)
     tokenizer = load_tokenizer(policy_folder, model, context.config_dir)
-    prompts, texts, dropped = _prompts(config, inputs["dataset"], tokenizer)
+    prompts, records, dropped = _prompts(config, inputs["dataset"], tokenizer)
     logger.info(
         "%d prompts (%d dropped as too long), %d steps of %d episodes, engine %s",
         len(prompts), dropped, config.steps, config.batch_size, config.rollout.engine,
@@ -58,15 +60,22 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
     shared_base.add_adapter("reference", policy_folder, trainable=False)
     shared_base.copy_adapter("reference", "policy", trainable=True)
-    shared_base.add_adapter("reward", reward_folder, trainable=False)
-    shared_base.copy_adapter("reward", "critic", trainable=True)
+    reward = load_reward(
+        reward_folder,
+        model,
+        shared_base,
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=config.microbatch_size,
+        device=context.device,
+        config_dir=context.config_dir,
+    )
+    value_head, critic_start = _start_critic(shared_base, reward_folder)
     if config.gradient_checkpointing:
         shared_base.enable_gradient_checkpointing()
-    weight, normalization = score_weight(reward_folder), ScoreNormalization.load(reward_folder)
     pad_token_id = tokenizer.pad_token_id
     models = PPOModels(
         shared_base=shared_base,
-        value_head=ValueHead(weight, normalization).to(shared_base.device),
+        value_head=value_head.to(shared_base.device),
         pad_token_id=pad_token_id,
     )
     engine = build_engine(
@@ -88,16 +97,8 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
             config=config,
             models=models,
             rollout_engine=engine,
-            reward_function=LearnedReward(
-                SharedBaseScoreModel(
-                    shared_base,
-                    ScoreHead(weight, normalization),
-                    role="reward",
-                    pad_token_id=pad_token_id,
-                    batch_size=config.microbatch_size,
-                )
-            ),
-            to_episode=lambda rollout: _episode(tokenizer, texts, rollout),
+            reward_function=reward,
+            to_episode=lambda rollout: make_episode(tokenizer, records[rollout.prompt_ids], rollout),
             correct_rollouts=config.rollout.engine != "hf",
             seed=context.seed,
         )
@@ -110,10 +111,24 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     return StageOutput(
         metrics,
         notes={
-            "critic_initialisation": "reward model, with its normalisation folded into the value head",
+            "critic_initialisation": critic_start,
             "bad_steps": trainer.num_bad_steps,
         },
     )
+
+
+def _start_critic(shared_base: SharedBase, reward_folder: Path) -> tuple[ValueHead, str]:
+    """Add the critic's adapter; returns its head, and in words what the two start from.
+
+    An adapter and a head of another base fit nothing here: the critic then starts from SFT, with values of 0.
+    """
+    if read_own_base(reward_folder) is None:
+        shared_base.copy_adapter(REWARD_ROLE, "critic", trainable=True)
+        head = ValueHead(score_weight(reward_folder), ScoreNormalization.load(reward_folder))
+        return head, "reward model, with its normalisation folded into the value head"
+    shared_base.copy_adapter("reference", "critic", trainable=True)
+    head = ValueHead(torch.zeros(1, shared_base.hidden_size), ScoreNormalization())
+    return head, "SFT adapter with a value head of zeros: the reward model has another base"
 
 
 def _train(
@@ -137,8 +152,8 @@ def _train(
 
 def _prompts(
     config: PPOConfig, dataset: Artifact, tokenizer: Any
-) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], str], int]:
-    """Training prompts as ids, the text of each, and how many were too long."""
+) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], Prompt], int]:
+    """Training prompts as ids, the record's prompt of each, and how many were too long."""
     records = read_split(dataset.path, "prompts", "train")
     encoded = [tuple(encode_prompt(tokenizer, record.prompt)) for record in records]
     kept, dropped = drop_long(encoded, config.max_prompt_tokens)
@@ -147,15 +162,4 @@ def _prompts(
             f"ppo: all {dropped} prompts are longer than ppo.max_prompt_tokens={config.max_prompt_tokens}; at least "
             f"one has to fit: raise `ppo.max_prompt_tokens`"
         )
-    texts = {encoded[row]: render_prompt_text(tokenizer, records[row].prompt) for row in kept}
-    return [encoded[row] for row in kept], texts, dropped
-
-
-def _episode(tokenizer: Any, texts: Mapping[tuple[int, ...], str], rollout: Rollout) -> Episode:
-    """A rollout with its texts, for reward functions that read."""
-    return Episode(
-        prompt_text=texts[rollout.prompt_ids],
-        response_text=decode_response(tokenizer, rollout.response_ids),
-        prompt_ids=rollout.prompt_ids,
-        response_ids=rollout.response_ids,
-    )
+    return [encoded[row] for row in kept], {encoded[row]: records[row].prompt for row in kept}, dropped

@@ -64,7 +64,7 @@ def _even_share(episodes: Sequence[Episode]) -> list[float]:
 
 
 def _episode(rollout: Rollout) -> Episode:
-    return Episode("", "", rollout.prompt_ids, rollout.response_ids)
+    return Episode("", "", rollout.prompt_ids, rollout.response_ids, "", rollout.finished)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_checklist_16_41_the_reward_model_stays_as_it_is(make: MakeTrainer, fold
     frozen = [*shared.parameters("reward"), *shared.parameters("reference"), *head.parameters()]
     base = [weight for name, weight in shared.peft_model.named_parameters() if "lora_" not in name]
     before = snapshot([*frozen, *base])
-    episodes = [Episode("", "", tuple(prompt), tuple(prompt)) for prompt in PROMPTS]
+    episodes = [Episode("", "", tuple(prompt), tuple(prompt), "", True) for prompt in PROMPTS]
     scores, moving = judge(episodes), snapshot(_trained(trainer))
     for _ in range(2):
         trainer.step(PROMPTS)
