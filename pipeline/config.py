@@ -100,6 +100,15 @@ class PipelineConfig(StrictModel):
                 self._check_accumulation(name, section.batch_size, section.microbatch_size)
         return self
 
+    @model_validator(mode="after")
+    def _reward_model_base(self) -> Self:
+        if self.own_reward_base == self.model:
+            raise ValueError(
+                "reward_model.model: it is the same as `model`, which would be loaded a second time; a base of its own "
+                "has to differ: leave it out, and the reward model starts from SFT on the shared base"
+            )
+        return self
+
     def _check_accumulation(self, name: str, batch_size: int, microbatch_size: int) -> None:
         ranks = self.launch.num_processes
         at_once = microbatch_size * ranks
@@ -111,6 +120,11 @@ class PipelineConfig(StrictModel):
             f"launch.num_processes={ranks} = {at_once}; use {name}.batch_size={below} or {below + at_once}, "
             f"or another microbatch_size"
         )
+
+    @property
+    def own_reward_base(self) -> ModelConfig | None:
+        """The reward model's base where it does not share the policy's."""
+        return None if self.reward_model is None else self.reward_model.model
 
     def enabled_stages(self) -> tuple[StageName, ...]:
         """The stages of this run, in their order."""

