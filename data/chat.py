@@ -88,6 +88,28 @@ def encode_episode(
     return encode_prompt(tokenizer, prompt, chat_template=chat_template), encode_response(tokenizer, text)
 
 
+def retokenize_episode(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str, *, finished: bool
+) -> tuple[list[int], list[int]]:
+    """Encode the text of an episode for another model than the one that wrote it.
+
+    As `encode_episode`, but EOS stands only where the response ended by itself, and white space before a turn
+    of a conversation is dropped: whether there is some depends on the writer's form, as in `response_text`.
+
+    Args:
+        tokenizer: Of the model that reads.
+        prompt: As the data has it; messages go through this tokenizer's chat template.
+        response: Without special tokens.
+        finished: Whether the response ended by itself.
+
+    Returns:
+        Ids of the prompt and of the response; the latter may be empty where it was cut off.
+    """
+    text = response if isinstance(prompt, str) else response.lstrip()
+    prompt_ids, response_ids = encode_episode(tokenizer, prompt, text)
+    return prompt_ids, response_ids if finished else response_ids[:-1]
+
+
 def response_text(
     tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str, *, chat_template: str | None = None
 ) -> str:

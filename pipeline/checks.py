@@ -14,6 +14,7 @@ from pipeline.session import RunPlan
 from pipeline.store import lookup, stage_fingerprint
 from pipeline.tasks import missing_in_store
 from stages.contract import Artifact, StageName
+from stages.models.own_base import names_own_base
 from stages.models.sources import check_base
 
 _ROWS_CHECKED = 20
@@ -25,7 +26,7 @@ _PARSERS = {
 
 
 def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
-    """Check that the base exists and that the first rows of each source can be read. Imports nothing heavy.
+    """Check that each base exists and that the first rows of each source can be read. Imports nothing heavy.
 
     Raises:
         UserError: With all problems found, one a line.
@@ -35,6 +36,12 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
         check_base(config.model, config_dir)
     except UserError as error:
         problems.append(str(error))
+    if config.own_reward_base is not None:
+        try:
+            with names_own_base():
+                check_base(config.own_reward_base, config_dir)
+        except UserError as error:
+            problems.append(str(error))
     for name, source in local_sources(config):
         try:
             rows = islice(read_rows(source, config_dir, name=f"data.{name}"), _ROWS_CHECKED)

@@ -29,12 +29,16 @@ class TrackingConfig(StrictModel):
     """W&B user or team."""
 
 
+DISTRIBUTED_STAGES: tuple[StageName, ...] = ("sft", "reward_model", "ppo")
+"""Stages that `accelerate` and `deepspeed` run on several processes."""
+
+
 class LaunchConfig(StrictModel):
     """Where and how a stage's process runs."""
 
     mode: Literal["inline", "process", "accelerate", "deepspeed"] = "process"
-    """`inline` in the flow's process; `process` in one of its own; the others train SFT and reward model on
-    `num_processes` processes (the remaining stages then run in one process of their own)."""
+    """`inline` in the flow's process; `process` in one of its own; the others train SFT, reward model and PPO
+    on `num_processes` processes (the remaining stages then run in one process of their own)."""
 
     num_processes: int = Field(default=1, ge=1)
     """Ranks of `accelerate` and `deepspeed`."""
@@ -43,7 +47,7 @@ class LaunchConfig(StrictModel):
     """`auto` is `cuda` where a GPU is visible, else `cpu`."""
 
     zero_stage: Literal[1, 2, 3] = 2
-    """ZeRO stage of `deepspeed`."""
+    """ZeRO stage of `deepspeed`. PPO's engines hold adapters only: there 3 is taken as 2."""
 
 
 class PipelineConfig(StrictModel):
@@ -97,20 +101,41 @@ class PipelineConfig(StrictModel):
             )
         for name, section in (("sft", self.sft), ("reward_model", self.reward_model)):
             if section is not None:
-                self._check_accumulation(name, section.batch_size, section.microbatch_size)
+                self._check_accumulation(f"{name}.batch_size", section.batch_size, name, section.microbatch_size)
+        if self.ppo is not None:
+            self._check_accumulation("ppo.minibatch_size", self.ppo.minibatch_size, "ppo", self.ppo.microbatch_size)
         return self
 
-    def _check_accumulation(self, name: str, batch_size: int, microbatch_size: int) -> None:
+    @model_validator(mode="after")
+    def _reward_model_base(self) -> Self:
+        if self.own_reward_base == self.model:
+            raise ValueError(
+                "reward_model.model: it is the same as `model`, which would be loaded a second time; a base of its own "
+                "has to differ: leave it out, and the reward model starts from SFT on the shared base"
+            )
+        if self.own_reward_base is not None and self.ppo is not None and self.ppo.critic_init == "reward_model":
+            raise ValueError(
+                "ppo.critic_init=reward_model, but `reward_model.model` gives the reward model another base, whose "
+                "adapter and head fit no critic here; use `ppo.critic_init: zero` or `auto`"
+            )
+        return self
+
+    def _check_accumulation(self, key: str, size: int, stage: str, microbatch_size: int) -> None:
         ranks = self.launch.num_processes
         at_once = microbatch_size * ranks
-        if batch_size % at_once == 0:
+        if size % at_once == 0:
             return
-        below = max(batch_size // at_once, 1) * at_once
+        below = max(size // at_once, 1) * at_once
         raise ValueError(
-            f"{name}.batch_size={batch_size} is not divisible by {name}.microbatch_size={microbatch_size} x "
-            f"launch.num_processes={ranks} = {at_once}; use {name}.batch_size={below} or {below + at_once}, "
+            f"{key}={size} is not divisible by {stage}.microbatch_size={microbatch_size} x "
+            f"launch.num_processes={ranks} = {at_once}; use {key}={below} or {below + at_once}, "
             f"or another microbatch_size"
         )
+
+    @property
+    def own_reward_base(self) -> ModelConfig | None:
+        """The reward model's base where it does not share the policy's."""
+        return None if self.reward_model is None else self.reward_model.model
 
     def enabled_stages(self) -> tuple[StageName, ...]:
         """The stages of this run, in their order."""

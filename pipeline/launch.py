@@ -21,15 +21,14 @@ from typing import Any, TextIO
 
 from data.errors import StageError, UserError
 from pipeline.children import python_command, run_child, source_root
-from pipeline.config import LaunchConfig, PipelineConfig
+from pipeline.config import DISTRIBUTED_STAGES, LaunchConfig, PipelineConfig
 from stages.artifacts import write_json
-from stages.models.sources import offline_environment
+from stages.models.sources import base_kind, offline_environment
 from stages.run import StageSpec, run_stage
 
 Progress = Callable[[int, int, str], None]
 Log = Callable[[str], None]
 
-DISTRIBUTED_STAGES = ("sft", "reward_model")
 _LOGGERS = ("stages", "data", "rewards")
 _PROGRESS = "::progress:: "
 _USER_ERROR = "::user-error:: "
@@ -46,6 +45,8 @@ def stage_environment(config: PipelineConfig, config_dir: Path | None) -> dict[s
     """Settings of the libraries below the stages; an inline run needs them before the first heavy import."""
     sources = (config.data.demonstrations, config.data.preferences, config.data.prompts)
     uses_hub = any(source is not None and source.hub is not None for source in sources)
+    own = config.own_reward_base
+    uses_hub = uses_hub or (own is not None and base_kind(own.base, config_dir) == "hub")
     variables = {
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

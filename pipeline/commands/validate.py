@@ -30,6 +30,9 @@ def _settings(config: PipelineConfig) -> list[str]:
         f"tracking  {config.tracking.mode}",
         f"outputs   {config.output_path()}",
     ]
+    own = config.own_reward_base
+    if own is not None:
+        lines.insert(1, f"reward    {own.base} ({own.dtype}, quantization {own.quantization}), loaded apart")
     for name in ("demonstrations", "preferences", "prompts"):
         source = getattr(config.data, name)
         if source is not None:

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from data.chat import decode_response, drop_long, encode_prompt, render_prompt_text
+from data.chat import drop_long, encode_prompt
 from data.collators import collate_episodes
 from data.errors import DataError
-from data.schema import read_split
+from data.schema import Prompt, read_split
 from rewards.contract import Episode, RewardFunction
-from rewards.learned import LearnedReward
 from rewards.rules import build_rule_reward
 from stages.artifacts import write_json
 from stages.contract import Artifact, StageContext, StageOutput
@@ -24,13 +23,13 @@ from stages.evaluation.config import EvaluationConfig
 from stages.evaluation.statistics import bootstrap_mean, distinct_n, win_scores
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
-from stages.models.scalar_head import ScoreHead, ScoreNormalization
-from stages.models.score_model import SharedBaseScoreModel
+from stages.models.reward_loading import check_reward_model, load_reward
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
-from stages.models.tuning import check_adapter, score_weight
+from stages.models.tuning import check_adapter
 from stages.rollouts.contract import Rollout
+from stages.rollouts.episodes import make_episode
 from stages.rollouts.factory import build_engine
 from stages.seeds import derive_seed, row_seeds
 
@@ -67,23 +66,22 @@ def run(
         DataError: No prompt is held out, or none is short enough.
     """
     base = resolve_base(model, context.config_dir)
-    for role in ("reference", "policy", "reward_model"):
+    for role in ("reference", "policy"):
         check_adapter(inputs[role].path, model, config_dir=context.config_dir)
+    check_reward_model(inputs["reward_model"].path, model, config_dir=context.config_dir)
     tokenizer = load_tokenizer(inputs["policy"].path, model, context.config_dir)
-    texts = _prompts(config, inputs["dataset"], tokenizer)
+    prompts = _prompts(config, inputs["dataset"], tokenizer)
     shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
     shared_base.add_adapter("reference", inputs["reference"].path, trainable=False)
     shared_base.add_adapter("policy", inputs["policy"].path, trainable=False)
-    shared_base.add_adapter("reward", inputs["reward_model"].path, trainable=False)
-    folder = inputs["reward_model"].path
-    proxy = LearnedReward(
-        SharedBaseScoreModel(
-            shared_base,
-            ScoreHead(score_weight(folder), ScoreNormalization.load(folder)),
-            role="reward",
-            pad_token_id=tokenizer.pad_token_id,
-            batch_size=config.batch_size,
-        )
+    proxy = load_reward(
+        inputs["reward_model"].path,
+        model,
+        shared_base,
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=config.batch_size,
+        device=context.device,
+        config_dir=context.config_dir,
     )
     gold = None if config.gold is None else build_rule_reward(config.gold)
     engine = build_engine(
@@ -92,7 +90,7 @@ def run(
         shared_base,
         base=base,
         tokenizer=tokenizer,
-        prompts=list(texts),
+        prompts=list(prompts),
         batch_size=config.batch_size,
         max_prompt_tokens=config.max_prompt_tokens,
         context=context,
@@ -100,11 +98,11 @@ def run(
     sides = {}
     try:
         for number, role in enumerate(("reference", "policy")):
-            context.report_progress(number, 2, f"{role} answers {len(texts)} prompts")
+            context.report_progress(number, 2, f"{role} answers {len(prompts)} prompts")
             engine.load_policy(role)
-            seeds = row_seeds(derive_seed(context.seed, "evaluation", 0), len(texts))
-            rollouts = engine.generate(list(texts), config.rollout, seeds=seeds)
-            sides[role] = _judge(rollouts, texts, tokenizer, proxy, gold)
+            seeds = row_seeds(derive_seed(context.seed, "evaluation", 0), len(prompts))
+            rollouts = engine.generate(list(prompts), config.rollout, seeds=seeds)
+            sides[role] = _judge(rollouts, prompts, tokenizer, proxy, gold)
     finally:
         engine.close()
     before, after = sides["reference"], sides["policy"]
@@ -119,8 +117,8 @@ def run(
     return StageOutput(metrics)
 
 
-def _prompts(config: EvaluationConfig, dataset: Artifact, tokenizer: Any) -> dict[tuple[int, ...], str]:
-    """Held-out prompts as ids, with their texts."""
+def _prompts(config: EvaluationConfig, dataset: Artifact, tokenizer: Any) -> dict[tuple[int, ...], Prompt]:
+    """Held-out prompts as ids, with the records' prompts."""
     records = read_split(dataset.path, "prompts", "held_out")
     encoded = [tuple(encode_prompt(tokenizer, record.prompt)) for record in records]
     kept, dropped = drop_long(encoded, config.max_prompt_tokens)
@@ -130,25 +128,17 @@ def _prompts(config: EvaluationConfig, dataset: Artifact, tokenizer: Any) -> dic
             f"evaluation.max_prompt_tokens={config.max_prompt_tokens}; at least 2 are needed for an interval: raise "
             f"`held_out` of the prompts' source, or the limit"
         )
-    return {encoded[row]: render_prompt_text(tokenizer, records[row].prompt) for row in kept[: config.num_prompts]}
+    return {encoded[row]: records[row].prompt for row in kept[: config.num_prompts]}
 
 
 def _judge(
     rollouts: list[Rollout],
-    texts: Mapping[tuple[int, ...], str],
+    prompts: Mapping[tuple[int, ...], Prompt],
     tokenizer: Any,
     proxy: RewardFunction,
     gold: RewardFunction | None,
 ) -> _Side:
-    episodes = [
-        Episode(
-            prompt_text=texts[rollout.prompt_ids],
-            response_text=decode_response(tokenizer, rollout.response_ids),
-            prompt_ids=rollout.prompt_ids,
-            response_ids=rollout.response_ids,
-        )
-        for rollout in rollouts
-    ]
+    episodes = [make_episode(tokenizer, prompts[rollout.prompt_ids], rollout) for rollout in rollouts]
     return _Side(rollouts, episodes, proxy(episodes), None if gold is None else gold(episodes))
 
 

@@ -11,6 +11,7 @@ Shape legend: B = rows, S = tokens, T = response tokens, D = hidden size.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -65,21 +66,28 @@ class ScoreHead(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """Value of each state, started as the normalised score of the reward model.
+    """Value of each state, in units of the normalised scores."""
 
-    Starting from the reward model (Stiennon et al. 2020, appendix B.1) with its shift and scale folded into
-    weight and bias puts the first values into the units of the scores.
-    """
-
-    def __init__(self, weight: Float[Tensor, "1 D"], normalization: ScoreNormalization) -> None:
-        """Fold the normalisation into a linear head."""
+    def __init__(self, hidden_size: int) -> None:
+        """Say 0 for every state: the mean of the normalised scores on responses of the SFT policy."""
         super().__init__()
-        self.linear = nn.Linear(weight.shape[-1], 1)
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    @classmethod
+    def from_score_head(cls, weight: Float[Tensor, "1 D"], normalization: ScoreNormalization) -> Self:
+        """Start as the normalised score of the reward model (Stiennon et al. 2020, appendix B.1).
+
+        Shift and scale are folded into weight and bias, so that the first values are in the units of the scores.
+        """
+        head = cls(weight.shape[-1])
         with torch.no_grad():
-            self.linear.weight.copy_(weight.float() / normalization.scale)
-            self.linear.bias.fill_(-normalization.shift / normalization.scale)
+            head.linear.weight.copy_(weight.float() / normalization.scale)
+            head.linear.bias.fill_(-normalization.shift / normalization.scale)
+        return head
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
-        """Value of each state, in units of the normalised scores."""
+        """Value of each state."""
         values: Tensor = self.linear(hidden.float()).squeeze(-1)
         return values

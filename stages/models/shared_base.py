@@ -168,7 +168,9 @@ class SharedBase:
     def response_logprobs(
         self, batch: PromptResponseBatch, *, temperature: float
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        """Log-probability and entropy of each response token under the active role, for measuring.
+        """Log-probability and entropy of each response token under the active role.
+
+        For measuring, and for one backward where the entropy is part of the loss.
 
         Args:
             batch: Left-padded prompts and right-padded responses.

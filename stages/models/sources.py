@@ -119,7 +119,7 @@ def offline_environment(model: ModelConfig, *, uses_hub: bool, config_dir: Path 
 
     Args:
         model: The model section.
-        uses_hub: Whether a data set comes from the hub.
+        uses_hub: Whether a data set, or the reward model's own base, comes from the hub.
         config_dir: Folder of the configuration file.
     """
     variables = {

@@ -53,8 +53,8 @@ class PPOConfig(StrictModel):
     """Episodes in one forward pass. Divides `minibatch_size`."""
 
     advantage_estimator: AdvantageEstimator = "gae"
-    """`gae` has a critic (Schulman et al. 2016). The others load none: `rloo` (Ahmadian et al. 2024) and `grpo` (Shao et
-    al. 2024) compare the responses to one prompt, `reinforce_plus_plus` (Hu 2025) those of the whole batch."""
+    """`gae` has a critic (Schulman et al. 2016). The others load none: `rloo` (Ahmadian et al. 2024) and `grpo` (Shao
+    et al. 2024) compare the responses to one prompt, `reinforce_plus_plus` (Hu 2025) those of the whole batch."""
 
     responses_per_prompt: int = Field(default=1, ge=1)
     """Responses sampled for each prompt of a step. `rloo` and `grpo` need two or more. Divides `batch_size`."""
@@ -66,8 +66,8 @@ class PPOConfig(StrictModel):
     """Learning rate of the policy's adapter, linearly to 0."""
 
     critic_init: Literal["auto", "reward_model", "zero"] = "auto"
-    """Where the critic starts: `reward_model` copies its adapter and head (Stiennon et al. 2020, appendix B.1), `zero` the
-    SFT adapter with a head that says 0, the mean of normalised scores. `auto` is `reward_model` on a shared base."""
+    """Where the critic starts: `reward_model` copies its adapter and head (Stiennon et al. 2020, appendix B.1), `zero`
+    the SFT adapter, with a head that says 0: the mean of normalised scores. `auto` is `reward_model` where it can be."""
 
     critic_learning_rate: float | None = Field(default=None, gt=0)
     """Learning rate of the critic's adapter and head. Default: `learning_rate`."""
@@ -82,7 +82,7 @@ class PPOConfig(StrictModel):
     """The probability ratio is clipped to `1 +- clip_range`."""
 
     dual_clip: float | None = Field(default=None, gt=1)
-    """Bounds the loss of tokens with negative advantage at this multiple of it (Ye et al. 2020, equation 4); 3 is usual."""
+    """Bounds the loss of tokens with negative advantage at this multiple of it (Ye et al. 2020): 3, say."""
 
     max_approx_kl: float | None = Field(default=None, gt=0)
     """An update stops early, before the optimizer step, where the policy has moved further than this from where the

@@ -127,8 +127,7 @@ def gather_experience(own: Experience, ranks: Ranks) -> Experience:
         return own
     episodes = ranks.gather([_episode_to_json(own, row) for row in range(len(own.rollouts))])
     rollouts = [
-        Rollout(tuple(e["prompt_ids"]), tuple(e["response_ids"]), tuple(e["logprobs"]), e["finished"])
-        for e in episodes
+        Rollout(tuple(e["prompt_ids"]), tuple(e["response_ids"]), tuple(e["logprobs"]), e["finished"]) for e in episodes
     ]
     width = max(len(rollout.response_ids) for rollout in rollouts)
 

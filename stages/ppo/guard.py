@@ -75,9 +75,9 @@ class NegativeKLWatch:
         self.num_negative = self.num_negative + 1 if negative else 0
         if self.num_negative == _NEGATIVE_STEPS:
             logger.warning(
-                "step %d: the KL of policy and reference was negative in %d steps on end (now %.3f +- %.3f nats a response); "
-                "a divergence is not: the responses are not samples of the policy that is trained. Check the rollout "
-                "engine's sampling settings and `rollout/logprob_delta_rms`",
+                "step %d: the KL of policy and reference was negative in %d steps on end (now %.3f +- %.3f nats a "
+                "response); a divergence is not: the responses are not samples of the policy that is trained. Check "
+                "the rollout engine's sampling settings and `rollout/logprob_delta_rms`",
                 step, _NEGATIVE_STEPS, mean, standard_error,
             )  # fmt: skip
         return self.num_negative >= _NEGATIVE_STEPS

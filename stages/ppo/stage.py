@@ -1,27 +1,36 @@
-"""The PPO stage: puts four roles on one base, runs the trainer, saves the policy's adapter."""
+"""The PPO stage: puts the roles on one base, runs the trainer, saves the policy's adapter."""
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from data.chat import decode_response, drop_long, encode_prompt, render_prompt_text
-from data.errors import DataError, StageError
-from data.schema import read_split
-from rewards.contract import Episode
-from rewards.learned import LearnedReward
+from data.chat import drop_long, encode_episode, encode_prompt
+from data.errors import ConfigError, DataError, StageError
+from data.schema import Prompt, read_split
+from rewards.contract import RewardFunction
+from stages.accelerator import make_learner, process_group
 from stages.contract import Artifact, StageContext, StageOutput
+from stages.learner import Learner
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
-from stages.models.scalar_head import ScoreHead, ScoreNormalization, ValueHead
-from stages.models.score_model import SharedBaseScoreModel
+from stages.models.own_base import read_own_base
+from stages.models.reward_loading import REWARD_ROLE, check_reward_model, load_reward
+from stages.models.scalar_head import ScoreNormalization, ValueHead
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer, save_tokenizer
 from stages.models.tuning import check_adapter, save_adapter, score_weight
 from stages.ppo.config import PPOConfig
 from stages.ppo.experience import PPOModels
+from stages.ppo.guard import BadStepCounter
+from stages.ppo.state import save_state
 from stages.ppo.trainer import PPOTrainer
-from stages.rollouts.contract import Rollout
+from stages.ppo.update import Demonstration, Update
+from stages.ranks import Ranks
+from stages.rollouts.contract import RolloutEngine
+from stages.rollouts.episodes import make_episode
 from stages.rollouts.factory import build_engine
 from stages.seeds import batch_rows
 
@@ -42,101 +51,188 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
 
     Raises:
         DataError: No prompt is short enough.
-        StageError: Training went wrong; the message says how.
+        StageError: Training went wrong; the message says how, and where the state before it is kept.
     """
     base = resolve_base(model, context.config_dir)
-    policy_folder, reward_folder = inputs["policy"].path, inputs["reward_model"].path
-    for folder in (policy_folder, reward_folder):
-        check_adapter(folder, model, config_dir=context.config_dir)
-    tokenizer = load_tokenizer(policy_folder, model, context.config_dir)
-    prompts, texts, dropped = _prompts(config, inputs["dataset"], tokenizer)
+    check_adapter(inputs["policy"].path, model, config_dir=context.config_dir)
+    check_reward_model(inputs["reward_model"].path, model, config_dir=context.config_dir)
+    tokenizer = load_tokenizer(inputs["policy"].path, model, context.config_dir)
+    prompts, records, dropped = _prompts(config, inputs["dataset"], tokenizer)
+    demonstrations = _demonstrations(config, inputs["dataset"], tokenizer)
     logger.info(
-        "%d prompts (%d dropped as too long), %d steps of %d episodes, engine %s",
-        len(prompts), dropped, config.steps, config.batch_size, config.rollout.engine,
+        "%d prompts (%d dropped as too long), %d steps of %d episodes, engine %s, estimator %s",
+        len(prompts), dropped, config.steps, config.batch_size, config.rollout.engine, config.advantage_estimator,
     )  # fmt: skip
-
-    shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
-    shared_base.add_adapter("reference", policy_folder, trainable=False)
-    shared_base.copy_adapter("reference", "policy", trainable=True)
-    shared_base.add_adapter("reward", reward_folder, trainable=False)
-    shared_base.copy_adapter("reward", "critic", trainable=True)
-    if config.gradient_checkpointing:
-        shared_base.enable_gradient_checkpointing()
-    weight, normalization = score_weight(reward_folder), ScoreNormalization.load(reward_folder)
-    pad_token_id = tokenizer.pad_token_id
-    models = PPOModels(
-        shared_base=shared_base,
-        value_head=ValueHead(weight, normalization).to(shared_base.device),
-        pad_token_id=pad_token_id,
-    )
-    engine = build_engine(
-        config.rollout,
-        model,
-        shared_base,
-        base=base,
-        tokenizer=tokenizer,
-        prompts=prompts,
-        batch_size=config.batch_size,
-        max_prompt_tokens=config.max_prompt_tokens,
-        context=context,
-    )
-    try:
-        engine.load_policy("policy")
-        trainer = PPOTrainer(
-            config=config,
-            models=models,
-            rollout_engine=engine,
-            reward_function=LearnedReward(
-                SharedBaseScoreModel(
-                    shared_base,
-                    ScoreHead(weight, normalization),
-                    role="reward",
-                    pad_token_id=pad_token_id,
-                    batch_size=config.microbatch_size,
-                )
-            ),
-            to_episode=lambda rollout: _episode(tokenizer, texts, rollout),
-            correct_rollouts=config.rollout.engine != "hf",
-            seed=context.seed,
+    with process_group(context.device) as ranks:
+        models, reward, critic_start = _load_roles(config, model, base, inputs, tokenizer.pad_token_id, context)
+        engine = build_engine(
+            config.rollout,
+            model,
+            models.shared_base,
+            base=base,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            batch_size=config.batch_size,
+            max_prompt_tokens=config.max_prompt_tokens,
+            context=context,
+            ranks=ranks,
         )
-        metrics = _train(config, trainer, prompts, context)
-    finally:
-        engine.close()
-    save_adapter(shared_base.peft_model, "policy", context.payload_dir, base_spec=model.base)
+        try:
+            trainer, learners = _make_trainer(
+                config, models, reward, engine, records, tokenizer, demonstrations, ranks, context
+            )
+            engine.load_policy("policy")
+            metrics = _train(trainer, learners, prompts, model, context)
+        finally:
+            engine.close()
+        if not ranks.is_main:
+            return StageOutput({})
+    save_adapter(models.shared_base.peft_model, "policy", context.payload_dir, base_spec=model.base)
     save_tokenizer(tokenizer, context.payload_dir)
     metrics |= {"data/prompts": float(len(prompts)), "data/dropped": float(dropped)}
-    return StageOutput(
-        metrics,
-        notes={
-            "critic_initialisation": "reward model, with its normalisation folded into the value head",
-            "bad_steps": trainer.num_bad_steps,
-        },
+    notes = {"bad_steps": trainer.bad_steps.count, "critic_initialisation": critic_start}
+    return StageOutput(metrics, notes=notes)
+
+
+def _load_roles(
+    config: PPOConfig,
+    model: ModelConfig,
+    base: Path | str,
+    inputs: Mapping[str, Artifact],
+    pad_token_id: int,
+    context: StageContext,
+) -> tuple[PPOModels, RewardFunction, str]:
+    """Policy, reference, reward model and, where the estimator needs one, the critic."""
+    shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
+    shared_base.add_adapter("reference", inputs["policy"].path, trainable=False)
+    shared_base.copy_adapter("reference", "policy", trainable=True)
+    reward_folder = inputs["reward_model"].path
+    reward = load_reward(
+        reward_folder,
+        model,
+        shared_base,
+        pad_token_id=pad_token_id,
+        batch_size=config.microbatch_size,
+        device=context.device,
+        config_dir=context.config_dir,
     )
+    value_head, critic_start = _start_critic(config, shared_base, reward_folder)
+    if value_head is not None:
+        value_head = value_head.to(shared_base.device)
+    if config.gradient_checkpointing:
+        shared_base.enable_gradient_checkpointing()
+    return PPOModels(shared_base, value_head, pad_token_id), reward, critic_start
+
+
+def _start_critic(config: PPOConfig, shared_base: SharedBase, reward_folder: Path) -> tuple[ValueHead | None, str]:
+    """Add the critic's adapter; returns its head, and in words what the two start from."""
+    if not config.has_critic:
+        return None, f"none: {config.advantage_estimator} has no critic"
+    is_shared = read_own_base(reward_folder) is None
+    if config.critic_init == "reward_model" and not is_shared:
+        raise ConfigError(
+            "ppo.critic_init=reward_model, but the reward model has another base, whose adapter and head fit nothing "
+            "here; use `ppo.critic_init: zero` or `auto`"
+        )
+    if is_shared and config.critic_init != "zero":
+        shared_base.copy_adapter(REWARD_ROLE, "critic", trainable=True)
+        head = ValueHead.from_score_head(score_weight(reward_folder), ScoreNormalization.load(reward_folder))
+        return head, "reward model, with its normalisation folded into the value head"
+    shared_base.copy_adapter("reference", "critic", trainable=True)
+    return ValueHead(shared_base.hidden_size), "SFT adapter, with a value head of zeros"
+
+
+def _make_trainer(
+    config: PPOConfig,
+    models: PPOModels,
+    reward: RewardFunction,
+    engine: RolloutEngine,
+    records: Mapping[tuple[int, ...], Prompt],
+    tokenizer: Any,
+    demonstrations: Sequence[Demonstration],
+    ranks: Ranks,
+    context: StageContext,
+) -> tuple[PPOTrainer, dict[str, Learner]]:
+    """The trainer and the learners of its trained roles."""
+
+    def learner(role: str, learning_rate: float) -> Learner:
+        head = models.value_head if role == "critic" else None
+        return make_learner(
+            [*models.shared_base.parameters(role), *([] if head is None else head.parameters())],
+            learning_rate=learning_rate,
+            adam_epsilon=config.adam_epsilon,
+            max_grad_norm=config.max_grad_norm,
+            ranks=ranks,
+            deepspeed=context.deepspeed,
+        )
+
+    learners = {"policy": learner("policy", config.learning_rate)}
+    if config.has_critic:
+        learners["critic"] = learner("critic", config.critic_learning_rate or config.learning_rate)
+    bad_steps = BadStepCounter(config.max_bad_steps)
+    update = Update(
+        config=config,
+        models=models,
+        policy=learners["policy"],
+        critic=learners.get("critic"),
+        ranks=ranks,
+        bad_steps=bad_steps,
+        demonstrations=demonstrations,
+        seed=context.seed,
+    )
+    trainer = PPOTrainer(
+        config=config,
+        models=models,
+        rollout_engine=engine,
+        reward_function=reward,
+        to_episode=lambda rollout: make_episode(tokenizer, records[rollout.prompt_ids], rollout),
+        update=update,
+        bad_steps=bad_steps,
+        ranks=ranks,
+        seed=context.seed,
+    )
+    return trainer, learners
 
 
 def _train(
-    config: PPOConfig, trainer: PPOTrainer, prompts: list[tuple[int, ...]], context: StageContext
+    trainer: PPOTrainer,
+    learners: dict[str, Learner],
+    prompts: Sequence[tuple[int, ...]],
+    model: ModelConfig,
+    context: StageContext,
 ) -> dict[str, float]:
-    """All steps; returns the metrics of the last one."""
+    """All steps; returns the last known value of each metric."""
+    config = trainer.config
     metrics: dict[str, float] = {}
+    num_updates = 0.0
     for step in range(config.steps):
-        rows = batch_rows(len(prompts), config.batch_size, step, seed=context.seed)
-        metrics = trainer.step([prompts[row] for row in rows])
-        context.metrics.write(step + 1, metrics)
-        context.report_progress(
-            step + 1,
-            config.steps,
-            f"score {metrics['objective/scores']:+.2f}, KL {metrics['objective/kl']:.2f}",
-        )
-    if trainer.num_bad_steps == trainer.num_updates:
+        rows = batch_rows(len(prompts), config.batch_size // config.responses_per_prompt, step, seed=context.seed)
+        repeated = [prompts[row] for row in rows for _ in range(config.responses_per_prompt)]
+        try:
+            found = trainer.step(repeated)
+        except StageError as error:
+            # Whatever was not finite or not agreed on was not applied: the weights are those of the last good update.
+            save_state(context.keep_dir, trainer, learners, base_spec=model.base)
+            raise StageError(f"{error}. The state before it is kept in {context.keep_dir}") from error
+        metrics |= {name: value for name, value in found.items() if math.isfinite(value)}
+        context.metrics.write(step + 1, found)
+        context.report_progress(step + 1, config.steps, _progress_text(found))
+        num_updates += found.get("policy/updates", 0.0)
+    if num_updates == 0:
         raise StageError("ppo: every update was skipped as not finite; lower `ppo.learning_rate`")
     return metrics
 
 
+def _progress_text(metrics: Mapping[str, float]) -> str:
+    if "objective/scores" not in metrics:
+        return "batch skipped"
+    return f"score {metrics['objective/scores']:+.2f}, KL {metrics['objective/kl']:.2f}"
+
+
 def _prompts(
     config: PPOConfig, dataset: Artifact, tokenizer: Any
-) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], str], int]:
-    """Training prompts as ids, the text of each, and how many were too long."""
+) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], Prompt], int]:
+    """Training prompts as ids, the record's prompt of each, and how many were too long."""
     records = read_split(dataset.path, "prompts", "train")
     encoded = [tuple(encode_prompt(tokenizer, record.prompt)) for record in records]
     kept, dropped = drop_long(encoded, config.max_prompt_tokens)
@@ -145,15 +241,23 @@ def _prompts(
             f"ppo: all {dropped} prompts are longer than ppo.max_prompt_tokens={config.max_prompt_tokens}; at least "
             f"one has to fit: raise `ppo.max_prompt_tokens`"
         )
-    texts = {encoded[row]: render_prompt_text(tokenizer, records[row].prompt) for row in kept}
-    return [encoded[row] for row in kept], texts, dropped
+    return [encoded[row] for row in kept], {encoded[row]: records[row].prompt for row in kept}, dropped
 
 
-def _episode(tokenizer: Any, texts: Mapping[tuple[int, ...], str], rollout: Rollout) -> Episode:
-    """A rollout with its texts, for reward functions that read."""
-    return Episode(
-        prompt_text=texts[rollout.prompt_ids],
-        response_text=decode_response(tokenizer, rollout.response_ids),
-        prompt_ids=rollout.prompt_ids,
-        response_ids=rollout.response_ids,
-    )
+def _demonstrations(config: PPOConfig, dataset: Artifact, tokenizer: Any) -> list[Demonstration]:
+    """Demonstrations as ids, as short as the episodes; none where their loss has no weight."""
+    if config.ptx_coef == 0:
+        return []
+    records = read_split(dataset.path, "demonstrations", "train")
+    encoded = [encode_episode(tokenizer, record.prompt, record.response) for record in records]
+    limit = config.max_prompt_tokens + config.rollout.max_new_tokens
+    kept: list[Demonstration] = [
+        (prompt, response) for prompt, response in encoded if len(prompt) + len(response) <= limit
+    ]
+    if not kept:
+        raise DataError(
+            f"ppo.ptx_coef={config.ptx_coef} needs demonstrations, but none of {len(records)} has at most {limit} "
+            f"tokens (ppo.max_prompt_tokens + ppo.rollout.max_new_tokens); set `ppo.ptx_coef: 0` or raise one of the "
+            f"two"
+        )
+    return kept

@@ -125,7 +125,10 @@ class PPOTrainer:
         return metrics | clock.metrics(num_tokens=int(experience.response_mask.sum()))
 
     def _is_finite(self, experience: Experience, scores: Float[Tensor, " B"]) -> bool:
-        values = {"scores": float(scores.sum()), "log-probabilities or values": 0.0 if experience.is_finite() else torch.nan}
+        values = {
+            "scores": float(scores.sum()),
+            "log-probabilities or values": 0.0 if experience.is_finite() else torch.nan,
+        }
         return self.bad_steps.check(self.num_steps + 1, values, "batch")
 
     def _learn(self, experience: Experience, scores: Float[Tensor, " B"], clock: StepClock) -> dict[str, float]:
@@ -196,8 +199,8 @@ class PPOTrainer:
             raise StageError(
                 f"step {self.num_steps + 1}: log-probabilities of trainer and rollout engine differ by {rms:.3f} nats "
                 f"(RMS); at most ppo.rollout.max_logprob_delta_rms={bound} is expected of one policy in two "
-                f"implementations: the engine runs another adapter, base or temperature. See `sync/*` in metrics.jsonl; "
-                f"`rollout.engine: hf` has no such gap"
+                f"implementations: the engine runs another adapter, base or temperature. See `sync/*` in "
+                f"metrics.jsonl; `rollout.engine: hf` has no such gap"
             )
 
 

@@ -100,7 +100,8 @@ class Update:
             step: Number of the PPO step, from 0.
 
         Returns:
-            `policy/*` and `value/*`, means over the optimizer steps that were begun; `policy/updates`, how many were made.
+            `policy/*` and `value/*`, means over the optimizer steps that were begun; `policy/updates`, how many were
+            made.
 
         Raises:
             StageError: Too many were not finite.
@@ -168,7 +169,7 @@ class Update:
         with base.role("policy"):
             metrics: dict[str, Tensor] = {}
             if config.entropy_coef > 0:
-                logprobs, entropy = base.training_logprobs_and_entropy(batch, temperature=config.rollout.temperature)
+                logprobs, entropy = base.response_logprobs(batch, temperature=config.rollout.temperature)
             else:
                 logprobs = base.training_logprobs(batch, temperature=config.rollout.temperature)
             policy = ppo_policy_loss(

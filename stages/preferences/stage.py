@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.chat import decode_response, drop_long, encode_prompt, render_prompt_text
+from data.chat import drop_long, encode_prompt
 from data.errors import StageError
 from data.schema import PreferencePair, PromptRecord, Split, read_split, split_path, write_records
 from rewards.contract import Episode
@@ -24,6 +24,7 @@ from stages.models.tuning import check_adapter
 from stages.preferences.config import PreferencesConfig
 from stages.preferences.ranking import rank_pairs
 from stages.rollouts.contract import RolloutEngine
+from stages.rollouts.episodes import make_episode
 from stages.rollouts.factory import build_engine
 from stages.seeds import derive_seed, row_seeds
 
@@ -108,21 +109,13 @@ def _collect(
     chosen = kept[:limit]
     repeated = [row for row in chosen for _ in range(config.responses_per_prompt)]
     episodes: list[Episode] = []
-    finished: list[bool] = []
     for start in range(0, len(repeated), config.batch_size):
         rows = repeated[start : start + config.batch_size]
         seeds = row_seeds(derive_seed(context.seed, f"preferences/{split}", start), len(rows))
         rollouts = engine.generate([encoded[row] for row in rows], config.rollout, seeds=seeds)
         episodes += [
-            Episode(
-                prompt_text=render_prompt_text(tokenizer, records[row].prompt),
-                response_text=decode_response(tokenizer, rollout.response_ids),
-                prompt_ids=rollout.prompt_ids,
-                response_ids=rollout.response_ids,
-            )
-            for row, rollout in zip(rows, rollouts, strict=True)
+            make_episode(tokenizer, records[row].prompt, rollout) for row, rollout in zip(rows, rollouts, strict=True)
         ]
-        finished += [rollout.finished for rollout in rollouts]
         context.report_progress(len(episodes), len(repeated), f"{split} responses")
     scores = build_rule_reward(config.labeler.reward)(episodes)
     rng = random.Random(derive_seed(context.seed, f"labels/{split}", 0))
@@ -132,7 +125,7 @@ def _collect(
         own = [
             index
             for index in range(first, first + config.responses_per_prompt)
-            if finished[index] or not config.only_finished
+            if episodes[index].finished or not config.only_finished
         ]
         pairs += rank_pairs(
             records[row].prompt,
@@ -148,7 +141,7 @@ def _collect(
         "prompts": float(len(chosen)),
         "dropped": float(dropped),
         "responses": float(len(episodes)),
-        "finished_share": sum(finished) / max(len(finished), 1),
+        "finished_share": sum(episode.finished for episode in episodes) / max(len(episodes), 1),
         "distinct_share": len(texts) / max(len(episodes), 1),
         "labeler_score": sum(scores) / max(len(scores), 1),
         "pairs": float(len(pairs)),

@@ -4,6 +4,7 @@ from pydantic import Field
 
 from data.strict import StrictModel
 from stages.learning import LearningConfig
+from stages.models.config import ModelConfig
 from stages.rollouts.config import SamplingConfig
 
 
@@ -26,7 +27,11 @@ class NormalizationConfig(StrictModel):
 
 
 class RewardModelConfig(LearningConfig):
-    """Bradley-Terry training on the preference pairs, from the SFT adapter."""
+    """Bradley-Terry training on the preference pairs."""
+
+    model: ModelConfig | None = None
+    """Another base for the reward model, with its own tuning. Default: the shared `model` section, on which it starts
+    from the SFT adapter."""
 
     learning_rate: float = Field(default=1.0e-4, gt=0)
     """Peak learning rate of AdamW. One epoch is the rule: more overfit quickly (Stiennon et al. 2020, section 3.4)."""

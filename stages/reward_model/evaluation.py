@@ -11,7 +11,7 @@ from rewards.bradley_terry import (
     expected_calibration_error,
     preference_probability,
 )
-from stages.models.score_model import SharedBaseScoreModel
+from rewards.contract import ScoreModel
 
 _RELIABILITY_BINS = 10
 
@@ -27,7 +27,7 @@ class TokenizedPair:
 
 
 def evaluate_pairs(
-    score_model: SharedBaseScoreModel, pairs: list[TokenizedPair]
+    score_model: ScoreModel, pairs: list[TokenizedPair]
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Score held-out pairs with the loaded artifact.
 

@@ -2,10 +2,15 @@
 
 A `SEQ_CLS` adapter, so that PEFT saves the score head with it. After training the saved artifact is loaded as
 the later stages load it, on the shared base; held-out accuracy and the normalisation are measured on that.
+
+With `reward_model.model` it is a fresh adapter on another base, with that base's tokenizer, and loaded apart.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +18,10 @@ from datasets import Dataset
 from trl import RewardConfig as TrlRewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from data.chat import drop_long, encode_episode, encode_prompt
+from data.chat import drop_long, encode_episode, encode_prompt, retokenize_episode
 from data.errors import DataError
-from data.schema import PreferencePair, read_split
+from data.schema import PreferencePair, Prompt, read_split
+from rewards.contract import RewardFunction
 from stages.accelerator import (
     MetricsCallback,
     is_main_process,
@@ -24,23 +30,19 @@ from stages.accelerator import (
 )
 from stages.contract import Artifact, StageContext, StageOutput
 from stages.models.config import ModelConfig
-from stages.models.loading import load_causal_lm, load_sequence_classifier
-from stages.models.scalar_head import ScoreHead, ScoreNormalization
-from stages.models.score_model import SharedBaseScoreModel
+from stages.models.loading import load_base_config, load_causal_lm, load_sequence_classifier
+from stages.models.own_base import names_own_base, save_own_base
+from stages.models.reward_loading import as_reward, load_score_model
+from stages.models.scalar_head import ScoreNormalization
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
-from stages.models.tokenizer import load_tokenizer, save_tokenizer
-from stages.models.tuning import (
-    attach_adapter,
-    check_adapter,
-    load_adapter_weights,
-    lora_config,
-    save_adapter,
-    score_weight,
-)
+from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_tokenizer
+from stages.models.tuning import attach_adapter, check_adapter, load_adapter_weights, lora_config, save_adapter
 from stages.reward_model.config import NormalizationConfig, RewardModelConfig
 from stages.reward_model.evaluation import TokenizedPair, evaluate_pairs
 from stages.reward_model.trainer import BradleyTerryTrainer
+from stages.rollouts.contract import RolloutEngine
+from stages.rollouts.episodes import make_episode
 from stages.rollouts.hf_engine import HFEngine
 from stages.seeds import row_seeds
 
@@ -53,9 +55,10 @@ def run(
     """Train, save, load again, evaluate, normalise.
 
     Args:
-        config: Learning settings.
-        model: Base and adapter.
-        inputs: `dataset`, `policy` (the SFT adapter to start from) and, where that stage ran, `preferences`.
+        config: Learning settings, and the base where it is not the shared one.
+        model: The shared base and adapter: the policy's.
+        inputs: `dataset`, `policy` (the SFT adapter, to start from and to normalise on) and, where that stage ran,
+            `preferences`.
         context: Where to write.
 
     Returns:
@@ -64,11 +67,11 @@ def run(
     Raises:
         DataError: No pair is left after dropping those over `max_length`, or no prompt to normalise on.
     """
-    base = resolve_base(model, context.config_dir)
+    policy_base = resolve_base(model, context.config_dir)
     sft_folder = inputs["policy"].path
     check_adapter(sft_folder, model, config_dir=context.config_dir)
-    tokenizer = load_tokenizer(sft_folder, model, context.config_dir)
-    pad_token_id = tokenizer.pad_token_id
+    trained = config.model or model
+    tokenizer = _load_tokenizer(config, model, sft_folder, context)
     pairs_folder = inputs.get("preferences", inputs["dataset"]).path
     train, dropped = _tokenize(read_split(pairs_folder, "preferences", "train"), tokenizer, config)
     held_out, _ = _tokenize(read_split(pairs_folder, "preferences", "held_out"), tokenizer, config)
@@ -78,22 +81,23 @@ def run(
             f"at least one has to fit: raise `reward_model.max_length`"
         )
     logger.info("%d pairs (%d dropped as too long), %d held out", len(train), dropped, len(held_out))
+    notes: dict[str, Any] = {}
+    if config.model is not None:
+        notes["pad_token"] = _choose_pad(config.model, tokenizer, train + held_out, context)
 
-    classifier = load_sequence_classifier(base, model, context.device, pad_token_id, seed=context.seed)
-    peft_model = attach_adapter(classifier, lora_config(model, classifier.config, "seq_cls"), seed=context.seed)
-    load_adapter_weights(peft_model, sft_folder, "default")
+    peft_model = _load_classifier(config, model, tokenizer, sft_folder, context)
     trainer = BradleyTerryTrainer(
         label_smoothing=config.label_smoothing,
         center_coefficient=config.center_coefficient,
         model=peft_model,
         args=TrlRewardConfig(
-            **shared_training_arguments(config, model, context, num_examples=len(train)),
+            **shared_training_arguments(config, trained, context, num_examples=len(train)),
             eval_strategy="epoch" if held_out else "no",
             save_strategy="no",
             max_length=None,
             disable_dropout=False,  # dropout 0 is already set unless `tuning.dropout` asks for it
         ),
-        data_collator=DataCollatorForPreference(pad_token_id=pad_token_id),
+        data_collator=DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id),
         train_dataset=_pair_dataset(train),
         eval_dataset=_pair_dataset(held_out) if held_out else None,
         processing_class=tokenizer,
@@ -103,15 +107,57 @@ def run(
     trainer.train()
     if not is_main_process():
         return StageOutput({})
-    save_adapter(trainer.accelerator.unwrap_model(trainer.model), "default", context.payload_dir, base_spec=model.base)
-    save_tokenizer(tokenizer, context.payload_dir)
-    del trainer, peft_model, classifier
+    payload = context.payload_dir
+    save_adapter(trainer.accelerator.unwrap_model(trainer.model), "default", payload, base_spec=trained.base)
+    save_tokenizer(tokenizer, payload)
+    if config.model is not None:
+        save_own_base(payload, config.model)
+    del trainer, peft_model
     metrics = {
         "data/train": float(len(train)),
         "data/held_out": float(len(held_out)),
         "data/dropped": float(dropped),
     }
-    return _finish(config, model, inputs, context, base, tokenizer, pad_token_id, held_out, metrics)
+    shared_base = SharedBase(load_causal_lm(policy_base, model, context.device), model)
+    return _finish(config, model, inputs, context, shared_base, held_out, metrics, notes)
+
+
+def _load_tokenizer(config: RewardModelConfig, model: ModelConfig, sft_folder: Path, context: StageContext) -> Any:
+    """The policy's tokenizer on the shared base, else that of the other base."""
+    if config.model is None:
+        return load_tokenizer(sft_folder, model, context.config_dir)
+    with names_own_base():
+        return load_tokenizer(resolve_base(config.model, context.config_dir), config.model, context.config_dir)
+
+
+def _choose_pad(own: ModelConfig, tokenizer: Any, pairs: list[TokenizedPair], context: StageContext) -> dict[str, Any]:
+    """Set the pad token of another base by the rule of SFT; returns it with the reason, for the manifest."""
+    with names_own_base():
+        base_config = load_base_config(resolve_base(own, context.config_dir), own)
+        used = {
+            token for pair in pairs for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for token in ids
+        }
+        pad = choose_pad_token(tokenizer, int(base_config.get_text_config().vocab_size), used)
+    logger.info("pad token of %s: %r, %s", own.base, pad.token, pad.reason)
+    return asdict(pad)
+
+
+def _load_classifier(
+    config: RewardModelConfig, model: ModelConfig, tokenizer: Any, sft_folder: Path, context: StageContext
+) -> Any:
+    """The model to train: from the SFT adapter on the shared base, from a fresh adapter on another one."""
+    if config.model is None:
+        peft_model = _fresh_classifier(model, tokenizer, context)
+        load_adapter_weights(peft_model, sft_folder, "default")
+        return peft_model
+    with names_own_base():
+        return _fresh_classifier(config.model, tokenizer, context)
+
+
+def _fresh_classifier(model: ModelConfig, tokenizer: Any, context: StageContext) -> Any:
+    base = resolve_base(model, context.config_dir)
+    classifier = load_sequence_classifier(base, model, context.device, tokenizer.pad_token_id, seed=context.seed)
+    return attach_adapter(classifier, lora_config(model, classifier.config, "seq_cls"), seed=context.seed)
 
 
 def _finish(
@@ -119,24 +165,25 @@ def _finish(
     model: ModelConfig,
     inputs: Mapping[str, Artifact],
     context: StageContext,
-    base: Any,
-    tokenizer: Any,
-    pad_token_id: int,
+    shared_base: SharedBase,
     held_out: list[TokenizedPair],
     metrics: dict[str, float],
+    notes: dict[str, Any],
 ) -> StageOutput:
     """Measure the saved artifact and write its normalisation."""
-    shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
+    tokenizer = load_tokenizer(inputs["policy"].path, model, context.config_dir)
+    batch_size = config.normalization.batch_size
     shared_base.add_adapter("policy", inputs["policy"].path, trainable=False)
-    shared_base.add_adapter("reward", context.payload_dir, trainable=False)
-    raw = SharedBaseScoreModel(
+    # Its scores are raw: the artifact has no normalisation yet.
+    raw = load_score_model(
+        context.payload_dir,
+        model,
         shared_base,
-        ScoreHead(score_weight(context.payload_dir), ScoreNormalization()),
-        role="reward",
-        pad_token_id=pad_token_id,
-        batch_size=config.normalization.batch_size,
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=batch_size,
+        device=context.device,
+        config_dir=context.config_dir,
     )
-    notes: dict[str, Any] = {}
     if held_out:
         found, notes["reliability"] = evaluate_pairs(raw, held_out)
         metrics |= found
@@ -144,19 +191,19 @@ def _finish(
             "held-out accuracy %.3f on %d pairs (longer response: %.3f)",
             found["eval/accuracy"], len(held_out), found["eval/length_baseline_accuracy"],
         )  # fmt: skip
-    prompts = read_split(inputs["dataset"].path, "prompts", "train")
     engine = HFEngine(
         shared_base,
-        pad_token_id=pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        batch_size=config.normalization.batch_size,
+        batch_size=batch_size,
     )
     engine.load_policy("policy")
     normalization = _normalization(
         config.normalization,
-        raw,
+        as_reward(raw),
         engine,
-        [encode_prompt(tokenizer, record.prompt) for record in prompts],
+        tokenizer,
+        [record.prompt for record in read_split(inputs["dataset"].path, "prompts", "train")],
         seed=context.seed,
     )
     normalization.save(context.payload_dir)
@@ -166,24 +213,27 @@ def _finish(
 
 def _normalization(
     config: NormalizationConfig,
-    raw: SharedBaseScoreModel,
-    engine: HFEngine,
-    prompts: list[list[int]],
+    raw: RewardFunction,
+    engine: RolloutEngine,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
     *,
     seed: int,
 ) -> ScoreNormalization:
-    """Mean (and deviation) of the raw scores on responses of the SFT policy."""
-    kept, dropped = drop_long(prompts, config.max_prompt_tokens)
+    """Mean (and deviation) of the raw scores on responses of the SFT policy, whose tokenizer this is."""
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    kept, dropped = drop_long(encoded, config.max_prompt_tokens)
     if not kept:
         raise DataError(
             f"reward_model: all {dropped} prompts are longer than "
             f"reward_model.normalization.max_prompt_tokens={config.max_prompt_tokens}; the scores are normalised on "
             f"responses to them: raise that limit"
         )
-    chosen = [prompts[index] for index in kept[: config.num_prompts]]
-    rollouts = engine.generate(chosen, config.sampling, seeds=row_seeds(seed, len(chosen)))
+    chosen = kept[: config.num_prompts]
+    seeds = row_seeds(seed, len(chosen))
+    rollouts = engine.generate([encoded[row] for row in chosen], config.sampling, seeds=seeds)
     scores = torch.tensor(
-        raw.score([rollout.prompt_ids for rollout in rollouts], [rollout.response_ids for rollout in rollouts])
+        raw([make_episode(tokenizer, prompts[row], rollout) for row, rollout in zip(chosen, rollouts, strict=True)])
     )
     scale = float(scores.std(correction=0)) if config.unit_variance else 1.0
     return ScoreNormalization(float(scores.mean()), max(scale, 1e-6), len(rollouts))
@@ -193,10 +243,12 @@ def _tokenize(
     pairs: list[PreferencePair], tokenizer: Any, config: RewardModelConfig
 ) -> tuple[list[TokenizedPair], int]:
     """Pairs as token ids, and how many were dropped because one side is too long."""
+    # On another base as the policy's responses will be scored there, so that training sees the same form.
+    encode = encode_episode if config.model is None else partial(retokenize_episode, finished=True)
     tokenized = []
     for pair in pairs:
-        prompt, chosen = encode_episode(tokenizer, pair.prompt, pair.chosen)
-        _, rejected = encode_episode(tokenizer, pair.prompt, pair.rejected)
+        prompt, chosen = encode(tokenizer, pair.prompt, pair.chosen)
+        _, rejected = encode(tokenizer, pair.prompt, pair.rejected)
         tokenized.append(TokenizedPair(tuple(prompt), tuple(chosen), tuple(rejected), pair.margin))
     kept = [
         pair

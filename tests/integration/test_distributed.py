@@ -1,19 +1,32 @@
-"""SFT and reward model on two gloo ranks: the same global batches as one process, so the same losses."""
+"""SFT, reward model and PPO on two gloo ranks: the same global batches as one process, so the same figures."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 
 from pipeline.config import LaunchConfig
 from pipeline.launch import execute
 from stages.contract import artifact_from_json
 from stages.metrics import read_metrics
 from stages.models.config import ModelConfig
+from stages.models.tuning import adapter_state
+from stages.ppo.config import PPOConfig
 from stages.reward_model.config import RewardModelConfig
 from stages.run import StageSpec
 from stages.sft.config import SFTConfig
 
+PPO: dict[str, Any] = {
+    "steps": 2,
+    "batch_size": 8,
+    "minibatch_size": 4,
+    "microbatch_size": 1,
+    "learning_rate": 1e-3,
+    "ptx_coef": 0.1,
+    "entropy_coef": 0.01,
+    "rollout": {"engine": "hf", "max_new_tokens": 6},
+}
 Mode = Literal["process", "accelerate", "deepspeed"]
 
 LEARNING: dict[str, Any] = {"batch_size": 16, "microbatch_size": 4, "max_steps": 3, "learning_rate": 1e-3}
@@ -22,8 +35,8 @@ NORMALIZATION = {"num_prompts": 4, "sampling": {"max_new_tokens": 4}}
 TOLERANCE = {"accelerate": 2e-5, "deepspeed": 2e-5}
 
 
-def run(folder: Path, base: Path, mode: Mode) -> dict[str, list[float]]:
-    """Data, SFT and reward model under one launch mode; the training losses of the two."""
+def run(folder: Path, base: Path, mode: Mode) -> tuple[dict[str, list[dict[str, Any]]], Path]:
+    """All training stages under one launch mode; their metrics, and the folder of the trained policy."""
     model = ModelConfig.model_validate({"base": str(base), "dtype": "float32", "tuning": {"rank": 4, "alpha": 8}})
     launch = LaunchConfig(mode=mode, num_processes=1 if mode == "process" else 2, device="cpu")
     pairs = folder / "pairs.jsonl"
@@ -37,11 +50,12 @@ def run(folder: Path, base: Path, mode: Mode) -> dict[str, list[float]]:
         "data": {"preferences": {"path": str(pairs), "held_out": 0.1}},
         "sft": SFTConfig(**LEARNING).model_dump(mode="json"),
         "reward_model": RewardModelConfig(**LEARNING, normalization=NORMALIZATION).model_dump(mode="json"),
+        "ppo": PPOConfig(**PPO).model_dump(mode="json"),
     }
     artifacts: dict[str, Any] = {}
-    losses = {}
+    metrics = {}
     for stage, section in sections.items():
-        roles = {"dataset": "data", "policy": "sft"}
+        roles = {"dataset": "data", "policy": "sft", "reward_model": "reward_model"}
         spec = StageSpec(
             stage=stage,  # type: ignore[arg-type]
             config=section,
@@ -55,23 +69,38 @@ def run(folder: Path, base: Path, mode: Mode) -> dict[str, list[float]]:
         )
         manifest = execute(spec, launch, log=print, progress=lambda done, total, what: None)
         artifacts[stage] = artifact_from_json(manifest["artifact"])
-        rows_written = read_metrics(folder / "run" / stage / "metrics.jsonl")
-        losses[stage] = [row["train/loss"] for row in rows_written if "train/loss" in row]
-    return losses
+        metrics[stage] = read_metrics(folder / "run" / stage / "metrics.jsonl")
+    return metrics, artifacts["ppo"].path
+
+
+def losses(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["train/loss"] for row in rows if "train/loss" in row]
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> dict[str, list[float]]:
+def single(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[dict[str, list[dict[str, Any]]], Path]:
     return run(tmp_path_factory.mktemp("single") / "x", tiny_llama, "process")
 
 
 @pytest.mark.parametrize("mode", ["accelerate", "deepspeed"])
-def test_two_ranks_lose_what_one_process_loses(
-    mode: Mode, single: dict[str, list[float]], tiny_llama: Path, tmp_path: Path
+def test_two_ranks_compute_what_one_process_computes(
+    mode: Mode, single: tuple[dict[str, list[dict[str, Any]]], Path], tiny_llama: Path, tmp_path: Path
 ) -> None:
-    found = run(tmp_path / "x", tiny_llama, mode)
+    expected, expected_policy = single
+    found, policy = run(tmp_path / "x", tiny_llama, mode)
     for stage in ("sft", "reward_model"):
-        assert len(found[stage]) == 3
+        assert len(losses(found[stage])) == 3
         # TRL logs losses rounded to four significant digits.
-        assert found[stage] == pytest.approx(single[stage], rel=1e-3, abs=TOLERANCE[mode])
-    assert single["sft"][-1] < single["sft"][0]
+        assert losses(found[stage]) == pytest.approx(losses(expected[stage]), rel=1e-3, abs=TOLERANCE[mode])
+    assert losses(expected["sft"])[-1] < losses(expected["sft"])[0]
+    assert len(found["ppo"]) == len(expected["ppo"]) == 2
+    for row, wanted in zip(found["ppo"], expected["ppo"], strict=True):
+        assert row.keys() == wanted.keys()
+        for name in row:
+            if not name.startswith(("time/", "memory/", "seconds", "rollout/tokens_per_second")):
+                # The SFT and reward models before differ by the order of their own sums already.
+                assert row[name] == pytest.approx(wanted[name], rel=2e-2, abs=2e-3), name
+    assert found["ppo"][1]["policy/approx_kl"] > 0
+    moved = adapter_state(policy)
+    for name, weight in adapter_state(expected_policy).items():
+        torch.testing.assert_close(moved[name], weight, rtol=0, atol=5e-4, msg=name)

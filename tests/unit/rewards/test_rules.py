@@ -8,7 +8,7 @@ from rewards.rules import CharacterShareReward, VaderReward, build_rule_reward
 
 
 def _episodes(*texts: str, prompt: str = "") -> list[Episode]:
-    return [Episode(prompt, text, (1,), (2,)) for text in texts]
+    return [Episode(prompt, text, (1,), (2,), prompt, True) for text in texts]
 
 
 def test_vader_is_the_published_compound_score() -> None:

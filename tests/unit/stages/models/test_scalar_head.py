@@ -21,7 +21,7 @@ def test_heads_compute_in_float32_on_bfloat16_states() -> None:
     hidden, mask = torch.ones(1, 2, 3, dtype=torch.bfloat16), torch.ones(1, 2, dtype=torch.bool)
     weight = torch.full((1, 3), 1.001)
     assert torch.allclose(ScoreHead(weight, ScoreNormalization())(hidden, mask), torch.tensor([3.003]), atol=1e-6)
-    values = ValueHead(weight.bfloat16(), ScoreNormalization())(hidden)
+    values = ValueHead.from_score_head(weight.bfloat16(), ScoreNormalization())(hidden)
     assert values.dtype == torch.float32 and values.shape == (1, 2)
 
 
@@ -29,7 +29,7 @@ def test_checklist_37_the_value_head_starts_as_the_normalised_score() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(2, 5, 8, generator=generator), torch.randn(1, 8, generator=generator)
     normalization = ScoreNormalization(shift=1.5, scale=0.25)
-    head = ValueHead(weight, normalization)
+    head = ValueHead.from_score_head(weight, normalization)
     scores = ScoreHead(weight, normalization)(hidden, torch.ones(2, 5, dtype=torch.bool))
     torch.testing.assert_close(head(hidden)[:, -1], scores)
     assert all(weight.requires_grad for weight in head.parameters())

@@ -69,7 +69,7 @@ def _scores(shared: SharedBase, head: ScoreHead, batch: PromptResponseBatch) -> 
 
 def _losses(shared: SharedBase, batch: PromptResponseBatch) -> dict[str, Tensor]:
     """Backward through policy, critic and policy again; the gradients of all roles together."""
-    head = ValueHead(torch.linspace(-1, 1, shared.hidden_size)[None], ScoreNormalization())
+    head = ValueHead.from_score_head(torch.linspace(-1, 1, shared.hidden_size)[None], ScoreNormalization())
     for role in ("policy", "critic", "policy"):
         with shared.role(role):
             if role == "policy":
@@ -142,7 +142,7 @@ def test_gradients_with_checkpointing_equal_those_without(family: Family, folder
 
 def test_checklist_48_base_and_reference_are_unchanged_by_the_updates(folders: FoldersOf) -> None:
     shared, batch = all_roles(folders("llama")), _batch()
-    head = ValueHead(torch.ones(1, shared.hidden_size), ScoreNormalization())
+    head = ValueHead.from_score_head(torch.ones(1, shared.hidden_size), ScoreNormalization())
     frozen = [weight for weight in shared.peft_model.parameters() if not weight.requires_grad]
     before, moving = snapshot(frozen), snapshot(shared.parameters("policy") + shared.parameters("critic"))
     reference = _logprobs(shared, "reference", batch)
@@ -170,7 +170,7 @@ def test_checklist_55_the_shared_base_equals_separate_models(
     own, shared, batch = folders(family), shared_of(family), _batch()
     weight, normalization = score_weight(own.reward), ScoreNormalization(shift=0.3, scale=2.0)
     logprobs = _logprobs(shared, "policy", batch, temperature=0.7)
-    values = _values(shared, "critic", ValueHead(weight, normalization), batch)
+    values = _values(shared, "critic", ValueHead.from_score_head(weight, normalization), batch)
     scores = _scores(shared, ScoreHead(weight, normalization), batch)
     policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(own.base), own.policy).eval()
     judge = AutoModelForSequenceClassification.from_pretrained(own.base, num_labels=1, pad_token_id=PAD)
@@ -201,8 +201,8 @@ def test_checklist_04_more_padding_changes_nothing(family: Family, shared_of: An
         for found, expected in (
             (_logprobs(shared, "policy", wide)[:, :width], _logprobs(shared, "policy", narrow)),
             (
-                _values(shared, "critic", ValueHead(weight, ScoreNormalization()), wide)[:, :width],
-                _values(shared, "critic", ValueHead(weight, ScoreNormalization()), narrow),
+                _values(shared, "critic", ValueHead.from_score_head(weight, ScoreNormalization()), wide)[:, :width],
+                _values(shared, "critic", ValueHead.from_score_head(weight, ScoreNormalization()), narrow),
             ),
             (
                 _scores(shared, ScoreHead(weight, ScoreNormalization()), wide),

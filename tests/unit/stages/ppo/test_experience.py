@@ -30,7 +30,7 @@ def models(folders: FoldersOf) -> PPOModels:
     with torch.no_grad():
         for parameter in shared.parameters("policy"):
             parameter.mul_(1.5)
-    return PPOModels(shared, ValueHead(score_weight(own.reward), ScoreNormalization(0.1, 2.0)), PAD)
+    return PPOModels(shared, ValueHead.from_score_head(score_weight(own.reward), ScoreNormalization(0.1, 2.0)), PAD)
 
 
 def _collect(models: PPOModels, rollouts: list[Rollout], microbatch_size: int) -> Experience:

@@ -10,11 +10,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from data.errors import DataError, StageError
+from rewards.learned import LearnedReward
 from stages.artifacts import verify_artifact
 from stages.metrics import read_metrics
 from stages.models.config import ModelConfig
 from stages.models.tuning import adapter_state
-from stages.ppo import stage as ppo_stage
 from stages.ppo.config import PPOConfig
 from tests.unit.stages.parts import Executed, executed, stage_spec
 
@@ -64,7 +64,7 @@ def test_checklist_47_the_same_stage_twice_gives_one_digest(ppo_run: Executed, t
 def test_a_stage_without_a_single_update_fails(
     ppo_run: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppo_stage.LearnedReward, "__call__", lambda self, episodes: [math.nan] * len(episodes))
+    monkeypatch.setattr(LearnedReward, "__call__", lambda self, episodes: [math.nan] * len(episodes))
     with pytest.raises(StageError, match="every update was skipped as not finite"):
         _again(ppo_run, tmp_path, steps=1, max_bad_steps=9)
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,100 +14,35 @@ from data.errors import StageError
 from rewards.contract import Episode
 from rewards.learned import LearnedReward
 from stages.algorithms.masking import masked_mean, masked_var
-from stages.models.scalar_head import ScoreHead, ScoreNormalization, ValueHead
+from stages.models.scalar_head import ScoreHead, ScoreNormalization
 from stages.models.score_model import SharedBaseScoreModel
-from stages.models.shared_base import SharedBase
 from stages.models.tuning import score_weight
 from stages.ppo import trainer as trainer_module
+from stages.ppo import update as update_module
 from stages.ppo.config import PPOConfig
-from stages.ppo.experience import PPOModels
 from stages.ppo.trainer import PPOTrainer
-from stages.rollouts.config import SamplingConfig
-from stages.rollouts.contract import PolicyVersion, Rollout
-from stages.rollouts.hf_engine import HFEngine
-from tests.unit.stages.parts import EOS, PAD, FoldersOf, all_roles, random_rows, same, snapshot
-
-PROMPTS = random_rows([5, 2, 7, 1, 3, 4, 6, 2], seed=61)
-MakeTrainer = Callable[..., PPOTrainer]
-
-
-class Altered:
-    """The engine of transformers with rollouts changed on their way."""
-
-    def __init__(self, engine: HFEngine, alter: Callable[[Rollout], Rollout]) -> None:
-        self._engine, self._alter = engine, alter
-        self.version = 0
-        self.seeds: list[Sequence[int]] = []
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seeds: Sequence[int]
-    ) -> list[Rollout]:
-        """Generate and change."""
-        self.seeds.append(seeds)
-        return [self._alter(rollout) for rollout in self._engine.generate(prompts, sampling, seeds=seeds)]
-
-    def load_policy(self, role: str) -> PolicyVersion:
-        """Pass on."""
-        loaded = self._engine.load_policy(role)
-        self.version = loaded.number
-        return loaded
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-
-def _config(**settings: Any) -> PPOConfig:
-    rollout = {"engine": "hf", "max_new_tokens": 6} | settings.pop("rollout", {})
-    sizes = {"steps": 3, "batch_size": 8, "minibatch_size": 4, "microbatch_size": 2, "num_ppo_epochs": 2}
-    return PPOConfig.model_validate({**sizes, "learning_rate": 0.01, "rollout": rollout, **settings})
-
-
-def _even_share(episodes: Sequence[Episode]) -> list[float]:
-    return [sum(token % 2 == 0 for token in e.response_ids) / len(e.response_ids) for e in episodes]
-
-
-def _episode(rollout: Rollout) -> Episode:
-    return Episode("", "", rollout.prompt_ids, rollout.response_ids)
+from stages.rollouts.contract import Rollout
+from tests.unit.stages.parts import PAD, FoldersOf, all_roles, same, snapshot
+from tests.unit.stages.ppo.trainers import (
+    PROMPTS,
+    MakeTrainer,
+    build_trainer,
+    even_share,
+    optimizer,
+    policy_parameters,
+    ppo_config,
+    trained,
+)
 
 
 @pytest.fixture
 def make(folders: FoldersOf) -> MakeTrainer:
-    """Give a function that makes a trainer on fresh roles; `moved` starts the policy off its reference."""
-    own = folders("llama")
+    """Give a function that makes a trainer on fresh roles."""
 
-    def build(
-        config: PPOConfig | None = None,
-        *,
-        reward: Any = _even_share,
-        alter: Callable[[Rollout], Rollout] = lambda rollout: rollout,
-        correct_rollouts: bool = False,
-        moved: bool = False,
-        seed: int = 5,
-        shared: SharedBase | None = None,
-    ) -> PPOTrainer:
-        shared = shared or all_roles(own)
-        if moved:
-            with torch.no_grad():
-                for parameter in shared.parameters("policy"):
-                    parameter.mul_(2.0)
-        head = ValueHead(score_weight(own.reward), ScoreNormalization(0.1, 2.0))
-        engine = Altered(HFEngine(shared, pad_token_id=PAD, eos_token_id=EOS, batch_size=8), alter)
-        engine.load_policy("policy")
-        return PPOTrainer(
-            config=config or _config(),
-            models=PPOModels(shared, head, PAD),
-            rollout_engine=engine,
-            reward_function=reward,
-            to_episode=_episode,
-            correct_rollouts=correct_rollouts,
-            seed=seed,
-        )
+    def build(config: PPOConfig | None = None, **parts: Any) -> PPOTrainer:
+        return build_trainer(folders("llama"), config or ppo_config(), **parts)
 
     return build
-
-
-def _trained(trainer: PPOTrainer) -> list[Tensor]:
-    return [*trainer.policy_parameters, *trainer.critic_parameters]
 
 
 def _spy(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any], Any]]:
@@ -145,9 +80,9 @@ def test_checklist_40_the_first_minibatch_has_ratio_one(
     if gradient_checkpointing:
         shared.enable_gradient_checkpointing()
     trainer = make(shared=shared)
-    calls = _spy(monkeypatch, trainer, "_update_minibatch")
+    calls = _spy(monkeypatch, trainer.update, "_minibatch")
     trainer.step(PROMPTS)
-    first, last = calls[0][2], calls[-1][2]
+    first, last = calls[0][2][0], calls[-1][2][0]
     assert first["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
     assert first["policy/clip_fraction"] == 0.0 and first["value/clip_fraction"] == 0.0
     assert first["policy/approx_kl"] < 1e-10
@@ -163,24 +98,24 @@ def test_checklist_16_41_the_reward_model_stays_as_it_is(make: MakeTrainer, fold
     frozen = [*shared.parameters("reward"), *shared.parameters("reference"), *head.parameters()]
     base = [weight for name, weight in shared.peft_model.named_parameters() if "lora_" not in name]
     before = snapshot([*frozen, *base])
-    episodes = [Episode("", "", tuple(prompt), tuple(prompt)) for prompt in PROMPTS]
-    scores, moving = judge(episodes), snapshot(_trained(trainer))
+    episodes = [Episode("", "", tuple(prompt), tuple(prompt), "", True) for prompt in PROMPTS]
+    scores, moving = judge(episodes), snapshot(trained(trainer))
     for _ in range(2):
         trainer.step(PROMPTS)
     assert same(before, [*frozen, *base])
     assert judge(episodes) == scores
     assert all(weight.grad is None and not weight.requires_grad for weight in [*frozen, *base])
-    assert not any(torch.equal(old, new) for old, new in zip(moving, _trained(trainer), strict=True))
+    assert not any(torch.equal(old, new) for old, new in zip(moving, trained(trainer), strict=True))
 
 
 def test_checklist_42_every_sample_once_an_epoch_in_a_fresh_order(
     make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make(_config(num_ppo_epochs=3))
-    calls = _spy(monkeypatch, trainer, "_update_minibatch")
+    trainer = make(ppo_config(num_ppo_epochs=3))
+    calls = _spy(monkeypatch, trainer.update, "_minibatch")
     trainer.step(PROMPTS)
     trainer.step(PROMPTS)
-    rows = [args[-1].tolist() for args, _, _ in calls]
+    rows = [args[2].tolist() for args, _, _ in calls]
     assert [len(minibatch) for minibatch in rows] == [4] * 12
     epochs = [rows[start] + rows[start + 1] for start in range(0, 12, 2)]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
@@ -197,10 +132,10 @@ def test_checklist_43_the_update_does_not_depend_on_the_microbatches(make: MakeT
 
     found = {}
     for size in (1, 2, 4):
-        trainer = make(_config(microbatch_size=size, kl_placement="loss", kl_estimator="k2"), alter=cut, moved=True)
+        trainer = make(ppo_config(microbatch_size=size, kl_placement="loss", kl_estimator="k2"), alter=cut, moved=True)
         metrics = trainer.step(PROMPTS)
         assert 2 < metrics["rollout/response_length"] < 6
-        found[size] = (snapshot(_trained(trainer)), metrics["policy/grad_norm"], metrics["value/loss"])
+        found[size] = (snapshot(trained(trainer)), metrics["policy/grad_norm"], metrics["value/loss"])
     for size in (2, 4):
         for new, old in zip(found[size][0], found[1][0], strict=True):
             torch.testing.assert_close(new, old, rtol=0, atol=1e-4)
@@ -208,20 +143,20 @@ def test_checklist_43_the_update_does_not_depend_on_the_microbatches(make: MakeT
 
 
 def test_checklist_46_adam_and_its_schedule(make: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make(_config(critic_learning_rate=0.02))
-    policy, critic = trainer.optimizer.param_groups
+    trainer = make(ppo_config(critic_learning_rate=0.02))
+    (policy,), (critic,) = (optimizer(trainer, role).param_groups for role in ("policy", "critic"))
     assert policy["eps"] == critic["eps"] == 1e-5
     assert policy["weight_decay"] == critic["weight_decay"] == 0.0
     assert {id(weight) for weight in critic["params"]} >= {id(w) for w in trainer.models.value_head.parameters()}
     rates: list[tuple[float, float]] = []
-    original = trainer.optimizer.step
-    monkeypatch.setattr(trainer.optimizer, "step", lambda: (rates.append((policy["lr"], critic["lr"])), original())[1])
+    adam = optimizer(trainer, "critic")  # it steps after the policy's
+    original = adam.step
+    monkeypatch.setattr(adam, "step", lambda: (rates.append((policy["lr"], critic["lr"])), original())[1])
     for _ in range(3):
         trainer.step(PROMPTS)
-    # 3 steps x 2 epochs x 2 minibatches: from the full rate down to 1/12 of it, and 0 after the last.
+    # 3 steps x 2 epochs x 2 minibatches: from the full rate down to 1/12 of it; the next would be 0.
     assert [rate for rate, _ in rates] == pytest.approx([0.01 * (12 - n) / 12 for n in range(12)])
     assert [rate for _, rate in rates] == pytest.approx([0.02 * (12 - n) / 12 for n in range(12)])
-    assert policy["lr"] == critic["lr"] == 0.0
 
 
 def test_checklist_47_the_same_run_twice_is_equal_bit_for_bit(make: MakeTrainer) -> None:
@@ -230,7 +165,7 @@ def test_checklist_47_the_same_run_twice_is_equal_bit_for_bit(make: MakeTrainer)
         torch.manual_seed(random_state)
         trainer = make()
         rows.append([trainer.step(PROMPTS) for _ in range(2)])
-        weights.append(snapshot(_trained(trainer)))
+        weights.append(snapshot(trained(trainer)))
     assert same(*weights)
     for first, second in zip(*rows, strict=True):
         assert all(first[name] == second[name] for name in first if not name.startswith(("time", "memory", "rollout")))
@@ -240,56 +175,69 @@ def test_checklist_47_the_same_run_twice_is_equal_bit_for_bit(make: MakeTrainer)
     assert len(set(map(tuple, trainer.rollout_engine.seeds))) == 2  # type: ignore[attr-defined]
 
 
-def test_checklist_49_updates_that_are_not_finite_are_skipped_counted_and_end_the_stage(
+def test_checklist_49_batches_that_are_not_finite_are_skipped_counted_and_end_the_stage(
     make: MakeTrainer, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = [True, False, True, True]
 
     def reward(episodes: Sequence[Episode]) -> list[float]:
-        scores = _even_share(episodes)
+        scores = even_share(episodes)
         return [math.nan, *scores[1:]] if broken.pop(0) else scores
 
-    trainer = make(_config(minibatch_size=8, num_ppo_epochs=1, max_bad_steps=1, steps=9), reward=reward)
-    before = snapshot(_trained(trainer))
+    config = ppo_config(
+        minibatch_size=8, num_ppo_epochs=1, max_bad_steps=1, steps=9, normalize_scores=True,
+        kl_controller={"type": "adaptive", "target": 1.0, "horizon": 100},
+    )  # fmt: skip
+    trainer = make(config, reward=reward)
+    before = snapshot(trained(trainer))
     with caplog.at_level(logging.WARNING):
-        trainer.step(PROMPTS)
-    assert "step 1: policy/grad_norm, policy/loss" in caplog.text and "not finite; update skipped" in caplog.text
-    assert same(before, _trained(trainer)) and trainer.num_bad_steps == 1
-    assert all(weight.grad is None for weight in _trained(trainer))
+        metrics = trainer.step(PROMPTS)
+    assert "step 1: scores not finite; batch skipped" in caplog.text
+    assert metrics["train/bad_steps"] == 1.0 and "policy/loss" not in metrics
+    assert same(before, trained(trainer)) and trainer.bad_steps.count == 1 and trainer.num_steps == 1
+    assert trainer.score_shaper.num_scores == 0 and trainer.kl_controller.value == config.kl_coef
+    assert all(weight.grad is None for weight in trained(trainer))
     trainer.step(PROMPTS)
-    assert trainer.num_bad_steps == 1 and not same(before, _trained(trainer))
-    before = snapshot(_trained(trainer))
-    with pytest.raises(StageError, match=r"2 updates were not finite .*max_bad_steps=1; lower `ppo.learning_rate`"):
+    assert trainer.bad_steps.count == 1 and not same(before, trained(trainer))
+    before = snapshot(trained(trainer))
+    with pytest.raises(StageError, match=r"2 batches or updates were not finite \(scores\).*max_bad_steps=1; lower"):
         trainer.step(PROMPTS)
-    assert same(before, _trained(trainer))
+    assert same(before, trained(trainer))
     assert all(bool(weight.isfinite().all()) for weight in before)
+
+
+def test_checklist_49_a_batch_with_broken_logprobs_is_skipped(make: MakeTrainer) -> None:
+    trainer = make(alter=lambda rollout: replace(rollout, logprobs=(math.nan,) * len(rollout.logprobs)))
+    before = snapshot(trained(trainer))
+    assert "policy/loss" not in trainer.step(PROMPTS)
+    assert same(before, trained(trainer)) and trainer.bad_steps.count == 1
 
 
 @pytest.mark.parametrize("which", ["ppo_policy_loss", "ppo_value_loss"])
 def test_checklist_49_one_minibatch_alone_is_skipped(
     make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    original, calls = getattr(trainer_module, which), []
+    original, calls = getattr(update_module, which), []
 
     def poisoned(*args: Any, **kwargs: Any) -> Any:
         calls.append(0)
         result = original(*args, **kwargs)
         return result._replace(loss=result.loss * math.inf) if len(calls) == 3 else result
 
-    monkeypatch.setattr(trainer_module, which, poisoned)
+    monkeypatch.setattr(update_module, which, poisoned)
     trainer = make()
     states = []
-    original_minibatch = trainer._update_minibatch
+    original_minibatch = trainer.update._minibatch
 
-    def remember(*args: Any) -> dict[str, float]:
+    def remember(*args: Any) -> Any:
         row = original_minibatch(*args)
-        states.append(snapshot(_trained(trainer)))
+        states.append(snapshot(trained(trainer)))
         return row
 
-    monkeypatch.setattr(trainer, "_update_minibatch", remember)
+    monkeypatch.setattr(trainer.update, "_minibatch", remember)
     trainer.step(PROMPTS)
     # Four minibatches of two microbatches each; the third microbatch belongs to the second minibatch.
-    assert trainer.num_bad_steps == 1
+    assert trainer.bad_steps.count == 1
     assert [same(states[n], states[n + 1]) for n in range(3)] == [True, False, False]
 
 
@@ -307,9 +255,9 @@ def test_checklist_19_27_the_score_enters_once_and_a_missing_eos_costs(
         cut = replace(rollout, response_ids=rollout.response_ids[:length], logprobs=rollout.logprobs[:length])
         return replace(cut, finished=flags.pop(0))
 
-    trainer = make(_config(kl_coef=0.3, **settings), reward=lambda e: [2.0] * len(e), alter=alter, moved=True)
+    trainer = make(ppo_config(kl_coef=0.3, **settings), reward=lambda e: [2.0] * len(e), alter=alter, moved=True)
     calls = _spy(monkeypatch, trainer_module, "step_metrics")
-    gae = _spy(monkeypatch, trainer_module, "estimate_gae")
+    gae = _spy(monkeypatch, trainer_module, "estimate_advantages")
     metrics = trainer.step(PROMPTS)
     (experience, _, rewards, _), mask = calls[0][0], calls[0][0][0].response_mask
     assert gae[0][0][0] is rewards
@@ -335,7 +283,7 @@ def test_checklist_25_the_first_step_has_no_kl(make: MakeTrainer) -> None:
 
 def test_checklist_30_the_adaptive_coefficient_moves_after_the_step(make: MakeTrainer) -> None:
     controller = {"type": "adaptive", "target": 1e-6, "horizon": 100.0}
-    trainer = make(_config(kl_coef=0.5, kl_controller=controller), moved=True)
+    trainer = make(ppo_config(kl_coef=0.5, kl_controller=controller), moved=True)
     metrics = trainer.step(PROMPTS)
     assert metrics["objective/kl"] > 0.01 and metrics["objective/kl_coef"] == 0.5
     expected = 0.5 * (1 + 0.2 * 8 / 100)
@@ -347,7 +295,7 @@ def test_checklist_30_the_adaptive_coefficient_moves_after_the_step(make: MakeTr
 def test_kl_in_the_loss_has_its_gradient_and_leaves_the_rewards_alone(
     make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, estimator: str
 ) -> None:
-    config = _config(
+    config = ppo_config(
         kl_placement="loss", kl_estimator=estimator, kl_coef=0.7, num_ppo_epochs=1, minibatch_size=8,
         max_grad_norm=1e9,
     )  # fmt: skip
@@ -355,18 +303,17 @@ def test_kl_in_the_loss_has_its_gradient_and_leaves_the_rewards_alone(
     with torch.no_grad():  # neither value nor score: advantages are 0, the KL alone acts
         for parameter in trainer.models.value_head.parameters():
             parameter.zero_()
-    calls = _spy(monkeypatch, trainer, "_update")
+    adam = optimizer(trainer, "policy")
+    calls = _spy(monkeypatch, trainer, "update")
     gradients: list[Tensor | None] = []
-    monkeypatch.setattr(
-        trainer.optimizer, "step", lambda: gradients.extend(weight.grad for weight in trainer.policy_parameters)
-    )
+    monkeypatch.setattr(adam, "step", lambda: gradients.extend(weight.grad for weight in policy_parameters(trainer)))
     assert trainer.step(PROMPTS)["objective/rewards"] == 0.0
     experience, base = calls[0][0][0], trainer.models.shared_base
     batch = trainer.models.collate(experience.rollouts)
     with base.role("policy"):
         ratio = (base.training_logprobs(batch, temperature=1.0) - experience.ref_logprobs)[batch.response_mask]
         kl = 0.5 * ratio**2 if estimator == "k2" else torch.exp(-ratio) - 1 + ratio
-        expected = torch.autograd.grad(0.7 * kl.mean(), trainer.policy_parameters)
+        expected = torch.autograd.grad(0.7 * kl.mean(), policy_parameters(trainer))
     assert max(gradient.abs().max().item() for gradient in expected) > 0.01
     for found, wanted in zip(gradients, expected, strict=True):
         assert found is not None
@@ -383,8 +330,8 @@ def test_scores_are_normalised_and_clipped_on_their_way_to_the_rewards(
         ({"normalize_scores": True}, [score / deviation for score in raw]),
         ({"normalize_scores": True, "score_clip": 1.0}, [max(min(s / deviation, 1.0), -1.0) for s in raw]),
     ):
-        trainer = make(_config(kl_coef=0.0, **settings), reward=lambda episodes: list(raw))
-        calls = _spy(monkeypatch, trainer, "_update")
+        trainer = make(ppo_config(kl_coef=0.0, **settings), reward=lambda episodes: list(raw))
+        calls = _spy(monkeypatch, trainer, "update")
         rewards = _spy(monkeypatch, trainer, "_rewards")
         metrics = trainer.step(PROMPTS)
         assert len(calls) == 1
@@ -397,11 +344,12 @@ def test_checklist_34_35_whitening_of_rewards_and_advantages(
 ) -> None:
     found = {}
     for advantages, rewards in ((True, False), (False, False), (False, True)):
-        trainer = make(_config(whiten_advantages=advantages, whiten_rewards=rewards), moved=True)
-        calls = _spy(monkeypatch, trainer, "_update")
+        trainer = make(ppo_config(whiten_advantages=advantages, whiten_rewards=rewards), moved=True)
+        calls = _spy(monkeypatch, trainer, "update")
         shaped = _spy(monkeypatch, trainer, "_rewards")
         trainer.step(PROMPTS)
-        experience, used, returns = calls[0][0]
+        experience, targets = calls[0][0]
+        used, returns = targets.advantages, targets.returns
         found[advantages, rewards] = (experience.response_mask, used, returns, shaped[0][2], experience.values)
     mask, white, returns, reward, values = found[True, False]
     assert masked_mean(white, mask).item() == pytest.approx(0.0, abs=1e-6)
@@ -419,17 +367,14 @@ def test_checklist_20_an_engine_of_another_policy_ends_the_stage(make: MakeTrain
         return replace(rollout, logprobs=tuple(value - 0.5 for value in rollout.logprobs))
 
     trainer = make(alter=shifted)
-    before = snapshot(_trained(trainer))
+    before = snapshot(trained(trainer))
     with pytest.raises(
         StageError,
         match=r"step 1: log-probabilities of trainer and rollout engine differ by 0\.500 nats \(RMS\); at most "
-        r"ppo\.rollout\.max_logprob_delta_rms=0\.2 .*\(adapter version 1\)",
+        r"ppo\.rollout\.max_logprob_delta_rms=0\.2 .*`rollout.engine: hf` has no such gap",
     ):
         trainer.step(PROMPTS)
-    assert same(before, _trained(trainer))
-    broken = make(alter=lambda rollout: replace(rollout, logprobs=(math.nan,) * len(rollout.logprobs)))
-    with pytest.raises(StageError, match="differ by nan nats"):
-        broken.step(PROMPTS)
+    assert same(before, trained(trainer))
 
 
 @pytest.mark.parametrize("correct", [False, True])
@@ -442,9 +387,10 @@ def test_checklist_23_importance_weights_only_for_another_engine(
         shift = shifts.pop(0)
         return replace(rollout, logprobs=tuple(value - shift for value in rollout.logprobs))
 
-    calls = _spy(monkeypatch, trainer_module, "ppo_policy_loss")
-    config = _config(rollout={"importance_cap": 1.15}, num_ppo_epochs=1, minibatch_size=8, microbatch_size=8)
-    make(config, alter=shifted, correct_rollouts=correct).step(PROMPTS)
+    calls = _spy(monkeypatch, update_module, "ppo_policy_loss")
+    rollout = {"importance_cap": 1.15, "importance_sampling": "token_truncate" if correct else "auto"}
+    config = ppo_config(rollout=rollout, num_ppo_epochs=1, minibatch_size=8, microbatch_size=8)
+    make(config, alter=shifted).step(PROMPTS)
     weights = calls[0][1]["importance_weights"]
     if not correct:
         assert weights is None
@@ -458,12 +404,12 @@ def test_checklist_17_all_logprobs_have_the_sampling_temperature(
     make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were one of them at another temperature, the ratio, the KL or the gap to the engine would not be nil."""
-    trainer = make(_config(rollout={"temperature": 1.7}))
-    calls = _spy(monkeypatch, trainer, "_update_minibatch")
+    trainer = make(ppo_config(rollout={"temperature": 1.7}))
+    calls = _spy(monkeypatch, trainer.update, "_minibatch")
     metrics = trainer.step(PROMPTS)
     assert metrics["rollout/logprob_delta_max"] < 1e-4
     assert metrics["objective/kl"] == 0.0
-    assert calls[0][2]["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert calls[0][2][0]["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("placement", ["reward", "loss"])
@@ -472,7 +418,7 @@ def test_checklist_28_a_biased_kl_is_named(
     make: MakeTrainer, folders: FoldersOf, caplog: pytest.LogCaptureFixture, placement: str, estimator: str
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        make(_config(kl_placement=placement, kl_estimator=estimator))
+        make(ppo_config(kl_placement=placement, kl_estimator=estimator))
     unbiased = (placement, estimator) in (("reward", "k1"), ("loss", "k2"))
     assert (f"ppo.kl_estimator={estimator} with ppo.kl_placement={placement} has" in caplog.text) == (not unbiased)
     assert ("expected gradient 0" in caplog.text) == ((placement, estimator) == ("loss", "k1"))
@@ -491,7 +437,7 @@ def test_learning_a_planted_target_with_and_without_a_leash(make: MakeTrainer, f
 
     def learn(kl_coef: float) -> list[dict[str, float]]:
         sizes = {"steps": 15, "batch_size": 128, "minibatch_size": 64, "microbatch_size": 64}
-        trainer = make(_config(kl_coef=kl_coef, rollout={"max_new_tokens": 4}, **sizes), reward=share)
+        trainer = make(ppo_config(kl_coef=kl_coef, rollout={"max_new_tokens": 4}, **sizes), reward=share)
         with torch.no_grad():  # a critic that starts at random takes longer than these steps
             for parameter in trainer.models.value_head.parameters():
                 parameter.zero_()

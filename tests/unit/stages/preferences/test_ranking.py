@@ -12,7 +12,7 @@ from stages.preferences.ranking import rank_pairs
 def _pairs(
     texts: list[str], scores: list[float], *, limit: int | None = None, noise: float = 0.0, seed: int = 0
 ) -> list[tuple[str, str]]:
-    episodes = [Episode("p", text, (1,), (2,)) for text in texts]
+    episodes = [Episode("p", text, (1,), (2,), "p", True) for text in texts]
     found = rank_pairs("p", episodes, scores, pairs_per_prompt=limit, label_noise=noise, rng=random.Random(seed))
     assert all(isinstance(pair, PreferencePair) and pair.prompt == "p" for pair in found)
     return [(pair.chosen, pair.rejected) for pair in found]

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from data.chat import encode_episode, encode_prompt
 from data.errors import DataError
 from data.schema import PreferencePair, read_split
+from rewards.learned import LearnedReward
 from stages.metrics import read_metrics
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
@@ -88,16 +89,17 @@ def test_checklist_12_normalised_scores_have_mean_zero_on_those_responses(
     engine = HFEngine(shared, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, batch_size=10)
     engine.load_policy("policy")
     records = read_split(rm_run.spec.inputs["dataset"].path, "prompts", "train")
-    prompts = [encode_prompt(tokenizer, record.prompt) for record in records]
+    prompts = [record.prompt for record in records]
     config = RewardModelConfig.model_validate(rm_run.spec.config).normalization
     config = config.model_copy(update={"unit_variance": unit_variance})
-    found = rm_stage._normalization(config, raw, engine, prompts, seed=rm_run.spec.seed)
+    found = rm_stage._normalization(config, LearnedReward(raw), engine, tokenizer, prompts, seed=rm_run.spec.seed)
     saved = ScoreNormalization.load(rm_run.artifact.path)
     assert found.num_responses == saved.num_responses == 24
     assert found.shift == pytest.approx(saved.shift, abs=1e-5)
     assert rm_run.manifest["metrics"]["normalization/shift"] == saved.shift != 0.0
     assert saved.scale == rm_run.manifest["metrics"]["normalization/scale"] == 1.0
-    rollouts = engine.generate(prompts[:24], SamplingConfig(max_new_tokens=6), seeds=row_seeds(rm_run.spec.seed, 24))
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts[:24]]
+    rollouts = engine.generate(encoded, SamplingConfig(max_new_tokens=6), seeds=row_seeds(rm_run.spec.seed, 24))
     _, normalised, _ = _loaded(rm_run, found)
     scores = torch.tensor(normalised.score([r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]))
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-4)

@@ -1,0 +1,99 @@
+"""Loads a trained reward model, wherever its base is: on the shared base, or apart with a base of its own."""
+
+from pathlib import Path
+
+from rewards.contract import RewardFunction
+from rewards.learned import LearnedReward, LearnedTextReward
+from stages.models.config import ModelConfig
+from stages.models.loading import load_causal_lm
+from stages.models.own_base import names_own_base, read_own_base
+from stages.models.scalar_head import ScoreHead, ScoreNormalization
+from stages.models.score_model import SharedBaseScoreModel
+from stages.models.separate_score_model import SeparateScoreModel
+from stages.models.shared_base import SharedBase
+from stages.models.sources import resolve_base
+from stages.models.tokenizer import load_tokenizer
+from stages.models.tuning import check_adapter, score_weight
+
+REWARD_ROLE = "reward"
+"""Name of the reward model's adapter, on whichever base."""
+
+
+def check_reward_model(folder: Path, model: ModelConfig, *, config_dir: Path | None) -> None:
+    """Refuse a reward model that fits neither the shared base nor the base written beside it.
+
+    Raises:
+        ModelError: Naming the first difference.
+    """
+    check_adapter(folder, read_own_base(folder) or model, config_dir=config_dir)
+
+
+def load_reward(
+    folder: Path,
+    model: ModelConfig,
+    shared_base: SharedBase,
+    *,
+    pad_token_id: int,
+    batch_size: int,
+    device: str,
+    config_dir: Path | None,
+) -> RewardFunction:
+    """Load a reward model as a reward function. Arguments and errors as `load_score_model`."""
+    return as_reward(
+        load_score_model(
+            folder,
+            model,
+            shared_base,
+            pad_token_id=pad_token_id,
+            batch_size=batch_size,
+            device=device,
+            config_dir=config_dir,
+        )
+    )
+
+
+def load_score_model(
+    folder: Path,
+    model: ModelConfig,
+    shared_base: SharedBase,
+    *,
+    pad_token_id: int,
+    batch_size: int,
+    device: str,
+    config_dir: Path | None,
+) -> SharedBaseScoreModel | SeparateScoreModel:
+    """Load a reward model; its normalisation is applied where it has one.
+
+    Args:
+        folder: Artifact of the stage `reward_model`.
+        model: The shared model section.
+        shared_base: The shared base, which gets the role `reward` unless the reward model has a base of its own.
+        pad_token_id: The policy's pad token, for a reward model on the shared base.
+        batch_size: Episodes in one forward pass.
+        device: Where a base of its own is loaded.
+        config_dir: Folder of the configuration file.
+
+    Raises:
+        ModelError: The adapter does not fit its base, or that base cannot be loaded.
+    """
+    check_reward_model(folder, model, config_dir=config_dir)
+    head = ScoreHead(score_weight(folder), ScoreNormalization.load(folder))
+    own = read_own_base(folder)
+    if own is None:
+        shared_base.add_adapter(REWARD_ROLE, folder, trainable=False)
+        return SharedBaseScoreModel(
+            shared_base, head, role=REWARD_ROLE, pad_token_id=pad_token_id, batch_size=batch_size
+        )
+    with names_own_base():
+        base = SharedBase(load_causal_lm(resolve_base(own, config_dir), own, device), own)
+        base.add_adapter(REWARD_ROLE, folder, trainable=False)
+        # The artifact's tokenizer holds the chat template that it was trained with.
+        tokenizer = load_tokenizer(folder, own.model_copy(update={"chat_template": None}))
+    return SeparateScoreModel(base, head, tokenizer, role=REWARD_ROLE, batch_size=batch_size)
+
+
+def as_reward(score_model: SharedBaseScoreModel | SeparateScoreModel) -> RewardFunction:
+    """Judge episodes by a score model: by their token ids on the shared base, by their text on another one."""
+    if isinstance(score_model, SeparateScoreModel):
+        return LearnedTextReward(score_model)
+    return LearnedReward(score_model)

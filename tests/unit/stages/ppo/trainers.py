@@ -1,0 +1,158 @@
+"""PPO trainers on a tiny Llama with generation by transformers and stub rewards, as the tests take them apart."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rewards.contract import Episode
+from stages.accelerator import make_learner
+from stages.learner import Learner, ReplicatedLearner
+from stages.models.scalar_head import ScoreNormalization, ValueHead
+from stages.models.shared_base import SharedBase
+from stages.models.tuning import score_weight
+from stages.ppo.config import PPOConfig
+from stages.ppo.experience import PPOModels
+from stages.ppo.guard import BadStepCounter
+from stages.ppo.trainer import PPOTrainer
+from stages.ppo.update import Demonstration, Update
+from stages.ranks import Ranks
+from stages.rollouts.config import SamplingConfig
+from stages.rollouts.contract import PolicyVersion, Rollout
+from stages.rollouts.hf_engine import HFEngine
+from tests.unit.stages.parts import EOS, PAD, Folders, all_roles, random_rows
+
+PROMPTS = random_rows([5, 2, 7, 1, 3, 4, 6, 2], seed=61)
+MakeTrainer = Callable[..., PPOTrainer]
+
+
+class Altered:
+    """The engine of transformers with rollouts changed on their way."""
+
+    def __init__(self, engine: HFEngine, alter: Callable[[Rollout], Rollout]) -> None:
+        self._engine, self._alter = engine, alter
+        self.version = 0
+        self.seeds: list[Sequence[int]] = []
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, *, seeds: Sequence[int]
+    ) -> list[Rollout]:
+        """Generate and change."""
+        self.seeds.append(seeds)
+        return [self._alter(rollout) for rollout in self._engine.generate(prompts, sampling, seeds=seeds)]
+
+    def load_policy(self, role: str) -> PolicyVersion:
+        """Pass on."""
+        loaded = self._engine.load_policy(role)
+        self.version = loaded.number
+        return loaded
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def ppo_config(**settings: Any) -> PPOConfig:
+    """Two epochs of two minibatches of two microbatches."""
+    rollout = {"engine": "hf", "max_new_tokens": 6} | settings.pop("rollout", {})
+    sizes = {"steps": 3, "batch_size": 8, "minibatch_size": 4, "microbatch_size": 2, "num_ppo_epochs": 2}
+    return PPOConfig.model_validate({**sizes, "learning_rate": 0.01, "rollout": rollout, **settings})
+
+
+def even_share(episodes: Sequence[Episode]) -> list[float]:
+    """A reward that can be learned: the share of even token ids."""
+    return [sum(token % 2 == 0 for token in e.response_ids) / len(e.response_ids) for e in episodes]
+
+
+def to_episode(rollout: Rollout) -> Episode:
+    """An episode without texts."""
+    return Episode("", "", rollout.prompt_ids, rollout.response_ids, "", rollout.finished)
+
+
+def build_trainer(
+    folders: Folders,
+    config: PPOConfig,
+    *,
+    reward: Any = even_share,
+    alter: Callable[[Rollout], Rollout] = lambda rollout: rollout,
+    moved: bool = False,
+    seed: int = 5,
+    shared: SharedBase | None = None,
+    demonstrations: Sequence[Demonstration] = (),
+    ranks: Ranks | None = None,
+    deepspeed: dict[str, Any] | None = None,
+) -> PPOTrainer:
+    """A trainer on fresh roles; `moved` starts the policy off its reference."""
+    shared = shared or all_roles(folders)
+    ranks = ranks or Ranks()
+    if moved:
+        with torch.no_grad():
+            for parameter in shared.parameters("policy"):
+                parameter.mul_(2.0)
+    head = None
+    if config.has_critic:
+        head = ValueHead.from_score_head(score_weight(folders.reward), ScoreNormalization(0.1, 2.0))
+    engine = Altered(HFEngine(shared, pad_token_id=PAD, eos_token_id=EOS, batch_size=8), alter)
+    engine.load_policy("policy")
+    models, bad_steps = PPOModels(shared, head, PAD), BadStepCounter(config.max_bad_steps)
+
+    def learner(parameters: list[nn.Parameter], rate: float) -> Learner:
+        return make_learner(
+            parameters,
+            learning_rate=rate,
+            adam_epsilon=config.adam_epsilon,
+            max_grad_norm=config.max_grad_norm,
+            ranks=ranks,
+            deepspeed=deepspeed,
+        )
+
+    critic = None
+    if head is not None:
+        rate = config.critic_learning_rate or config.learning_rate
+        critic = learner([*shared.parameters("critic"), *head.parameters()], rate)
+    update = Update(
+        config=config,
+        models=models,
+        policy=learner(shared.parameters("policy"), config.learning_rate),
+        critic=critic,
+        ranks=ranks,
+        bad_steps=bad_steps,
+        demonstrations=demonstrations,
+        seed=seed,
+    )
+    return PPOTrainer(
+        config=config,
+        models=models,
+        rollout_engine=engine,
+        reward_function=reward,
+        to_episode=to_episode,
+        update=update,
+        bad_steps=bad_steps,
+        ranks=ranks,
+        seed=seed,
+    )
+
+
+def learners(trainer: PPOTrainer) -> dict[str, Learner]:
+    """The learners by role."""
+    found = {"policy": trainer.update._policy, "critic": trainer.update._critic}
+    return {role: learner for role, learner in found.items() if learner is not None}
+
+
+def optimizer(trainer: PPOTrainer, role: str) -> torch.optim.Optimizer:
+    """AdamW of a role."""
+    learner = learners(trainer)[role]
+    assert isinstance(learner, ReplicatedLearner)
+    return learner.optimizer
+
+
+def policy_parameters(trainer: PPOTrainer) -> list[nn.Parameter]:
+    """The policy's adapter."""
+    return trainer.models.shared_base.parameters("policy")
+
+
+def trained(trainer: PPOTrainer) -> list[Tensor]:
+    """Everything that the trainer moves: both adapters and the head."""
+    base, head = trainer.models.shared_base, trainer.models.value_head
+    critic = [] if head is None else [*base.parameters("critic"), *head.parameters()]
+    return [*policy_parameters(trainer), *critic]
