@@ -1,20 +1,28 @@
 """Log-probabilities of chosen tokens and entropy, whole or in chunks of rows.
 
+A chunk of rows is scored by itself, so that the logits of one chunk are all that ever exists, instead of those of
+the whole batch and vocabulary. What a row's score needs for its backward is its gradient with respect to the
+row's own hidden state: D numbers, taken in the forward while the chunk's logits are there. The backward only
+multiplies: it calls no head and does not care which adapter is active. The head itself gets no gradient, for it
+is frozen.
+
 The temperature divides the logits here and nowhere else, so `old_logprobs`, `ref_logprobs` and `logprobs`
 cannot differ in it. All arithmetic is in float32 at least: a log-softmax over a large vocabulary in bfloat16
 is off by tenths of a nat. This module knows no model: the head comes as a callable.
 
 Shape legend: B = rows of the batch, T = tokens, V = vocabulary, N = rows of hidden states (tokens of the
-batch, flat), D = hidden size, *dims = any leading shape, usually B T.
+batch, flat), D = hidden size, K = kinds of scores, n = rows of one chunk, *dims = any leading shape, usually B T.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""From rows of hidden states [n D] and their tokens [n] to K numbers for each row [K n]."""
 
 
 def gather_logprobs(
@@ -80,12 +88,7 @@ def chunked_logprobs(
 ) -> Float[Tensor, " N"]:
     """Compute log-probabilities from hidden states, and their gradients at once, chunk by chunk.
 
-    A row's log-probability depends on no other row, so its gradient with respect to its own hidden state,
-    D numbers, is all that the backward will ever need from the head. It is taken in the forward, while the
-    chunk's logits are there; the backward multiplies. That is one product with the head less than
-    checkpointing (`chunked_logprobs_and_entropy`), and the logits of one chunk are all that ever exists.
-
-    The head itself gets no gradient: it is frozen.
+    Same as `chunked_logprobs_and_entropy` without the entropy, for one product with the head less.
 
     Args:
         hidden: Last hidden states, after the final norm.
@@ -106,43 +109,11 @@ def chunked_logprobs(
         >>> chunked_logprobs(hidden, tokens, head=lambda rows: rows, temperature=2.0, chunk_size=1)
         tensor([-0.6931, -0.3133])
     """
-    _check_chunk_size(chunk_size)
-    if torch.is_grad_enabled() and hidden.requires_grad:
-        logprobs: Tensor = _RowwiseLogprobs.apply(hidden, token_ids, head, temperature, chunk_size)  # type: ignore[no-untyped-call]
-        return logprobs
-    chunks = zip(torch.split(hidden, chunk_size), torch.split(token_ids, chunk_size), strict=True)
-    return torch.cat([_pick(_log_softmax(head(rows), temperature), tokens) for rows, tokens in chunks])
 
+    def score(rows: Tensor, tokens: Tensor) -> Tensor:
+        return _pick(_log_softmax(head(rows), temperature), tokens).unsqueeze(0)
 
-class _RowwiseLogprobs(torch.autograd.Function):
-    """Log-probabilities whose gradient is taken in the forward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        token_ids: Tensor,
-        head: Callable[[Tensor], Tensor],
-        temperature: float,
-        chunk_size: int,
-    ) -> Tensor:
-        """Log-probabilities; keeps the gradient of each with respect to its row."""
-        logprobs: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for rows, tokens in zip(torch.split(hidden, chunk_size), torch.split(token_ids, chunk_size), strict=True):
-            with torch.enable_grad():
-                leaf = rows.detach().requires_grad_()
-                picked = _pick(_log_softmax(head(leaf), temperature), tokens)
-            gradients += torch.autograd.grad(picked, leaf, torch.ones_like(picked))
-            logprobs.append(picked.detach())
-        ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(logprobs)
-
-    @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Scale each row's gradient; autograd casts it to the type of the hidden states."""
-        (gradients,) = ctx.saved_tensors
-        return grad_logprobs[:, None] * gradients, None, None, None, None
+    return _score_in_chunks(hidden, token_ids, score, chunk_size).squeeze(0)
 
 
 def chunked_logprobs_and_entropy(
@@ -153,27 +124,23 @@ def chunked_logprobs_and_entropy(
     temperature: float,
     chunk_size: int,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Compute log-probabilities and entropy from hidden states without ever holding all logits.
+    """Compute log-probabilities and entropy from hidden states, and their gradients at once, chunk by chunk.
 
-    The head is applied to `chunk_size` rows at a time. Where gradients are recorded, each chunk is
-    checkpointed, so its logits are freed after the forward and made again in the backward (Chen et al. 2016,
-    section 4, https://arxiv.org/abs/1604.06174): one more head product buys a peak of chunk_size * V logits
-    instead of N * V. Values and gradients are those of `gather_logprobs` and `entropy_from_logits` on
-    `head(hidden)`.
-
-    The backward calls the head again, so whatever it reads (the active adapter, for one) must still be in
-    place then.
+    Values and gradients are those of `gather_logprobs` and `entropy_from_logits` on `head(hidden)`, for any
+    chunk size. For the backward, two vectors [D] a token are kept.
 
     Args:
         hidden: Last hidden states, after the final norm.
         token_ids: The token that each row predicts.
-        head: Maps hidden states [n D] to logits [n V]; includes whatever the model does to its logits.
+        head: Maps hidden states [n D] to logits [n V], each row by itself; includes whatever the model does to
+            its logits.
         temperature: Divides the logits; above 0.
         chunk_size: Rows per chunk; at least 1.
 
     Returns:
         logprobs: Log-probabilities of the tokens, in nats.
-        entropy: Entropy of each row's distribution, in nats.
+        entropy: Entropy of each row's distribution, in nats. Both are differentiable once with respect to
+            `hidden`.
 
     Raises:
         ValueError: If the temperature is not above 0 or the chunk size is below 1.
@@ -184,27 +151,63 @@ def chunked_logprobs_and_entropy(
         >>> chunked_logprobs_and_entropy(hidden, tokens, head=lambda rows: rows, temperature=2.0, chunk_size=1)
         (tensor([-0.6931, -0.3133]), tensor([0.6931, 0.5822]))
     """
-    _check_chunk_size(chunk_size)
 
-    def score(rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def score(rows: Tensor, tokens: Tensor) -> Tensor:
         log_probabilities = _log_softmax(head(rows), temperature)
-        return _pick(log_probabilities, tokens), _entropy(log_probabilities)
+        return torch.stack([_pick(log_probabilities, tokens), _entropy(log_probabilities)])
 
-    logprobs, entropies = [], []
-    for rows, tokens in zip(torch.split(hidden, chunk_size), torch.split(token_ids, chunk_size), strict=True):
-        if torch.is_grad_enabled():
-            chunk = checkpoint(score, rows, tokens, use_reentrant=False)
-        else:
-            chunk = score(rows, tokens)
-        logprobs.append(chunk[0])
-        entropies.append(chunk[1])
-    return torch.cat(logprobs), torch.cat(entropies)
+    logprobs, entropy = _score_in_chunks(hidden, token_ids, score, chunk_size)
+    return logprobs, entropy
 
 
-def _check_chunk_size(chunk_size: int) -> None:
-    """Refuse a chunk without rows."""
+def _score_in_chunks(
+    hidden: Float[Tensor, "N D"], token_ids: Int[Tensor, " N"], score: Score, chunk_size: int
+) -> Float[Tensor, "K N"]:
+    """Score the rows a chunk at a time, with gradients if any are recorded."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} is below 1; it is a number of rows. Use 1024, say.")
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        scores: Tensor = _RowwiseScores.apply(hidden, token_ids, score, chunk_size)  # type: ignore[no-untyped-call]
+        return scores
+    return torch.cat([score(rows, tokens) for rows, tokens in _chunks(hidden, token_ids, chunk_size)], dim=1)
+
+
+class _RowwiseScores(torch.autograd.Function):
+    """Scores whose gradients are taken in the forward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, token_ids: Tensor, score: Score, chunk_size: int) -> Tensor:
+        """All scores [K N]; keeps the gradient of each with respect to its row [K N D]."""
+        found = [_score_with_gradients(rows, tokens, score) for rows, tokens in _chunks(hidden, token_ids, chunk_size)]
+        ctx.save_for_backward(torch.cat([gradients for _, gradients in found], dim=1))
+        return torch.cat([scores for scores, _ in found], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor, None, None, None]:
+        """Scale each row's gradients; autograd casts their sum to the type of the hidden states."""
+        (gradients,) = ctx.saved_tensors
+        return (grad_scores.unsqueeze(2) * gradients).sum(dim=0), None, None, None
+
+
+def _score_with_gradients(
+    rows: Float[Tensor, "n D"], tokens: Int[Tensor, " n"], score: Score
+) -> tuple[Float[Tensor, "K n"], Float[Tensor, "K n D"]]:
+    """Score one chunk and take the gradients; its graph, and with it the logits, ends with this call."""
+    gradients: list[Tensor] = []
+    with torch.enable_grad():
+        leaf = rows.detach().requires_grad_()
+        scores = score(leaf, tokens)
+        for kind in scores:
+            # No score depends on another row, so the gradient of their sum has each row's own.
+            gradients += torch.autograd.grad(kind.sum(), leaf, retain_graph=True)
+    return scores.detach(), torch.stack(gradients)
+
+
+def _chunks(
+    hidden: Float[Tensor, "N D"], token_ids: Int[Tensor, " N"], chunk_size: int
+) -> Iterator[tuple[Float[Tensor, "n D"], Int[Tensor, " n"]]]:
+    """Cut rows and their tokens into chunks of `chunk_size`; the last may be shorter."""
+    return zip(torch.split(hidden, chunk_size), torch.split(token_ids, chunk_size), strict=True)
 
 
 def _log_softmax(logits: Float[Tensor, "*dims V"], temperature: float) -> Float[Tensor, "*dims V"]:

@@ -1,6 +1,7 @@
 """Log-probabilities and entropy against a float64 loop over `math.exp`, and chunked against that loop too."""
 
 import math
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -134,37 +135,77 @@ def make_head(seed: int = 2) -> tuple[torch.nn.Linear, Callable[[Tensor], Tensor
     return linear, lambda rows: 3 * torch.tanh(linear(rows) / 3)
 
 
-def run_whole_and_chunked(chunk_size: int, *, hidden_grad: bool) -> list[list[Tensor]]:
-    """Values and gradients, first from all rows at once by plain torch, then by chunks."""
-    results = []
-    for chunked in (False, True):
-        linear, head = make_head()
-        hidden = random_logits(7, 4, seed=5).requires_grad_(hidden_grad)
-        if chunked:
-            logprobs, entropy = chunked_logprobs_and_entropy(
-                hidden, TOKENS, head=head, temperature=0.7, chunk_size=chunk_size
-            )
-        else:
-            probabilities = (head(hidden) / 0.7).softmax(-1)
-            logprobs = probabilities[torch.arange(7), TOKENS].log()
-            entropy = torch.special.entr(probabilities).sum(-1)
-        weights = torch.arange(1.0, 8.0, dtype=torch.float64)
-        (logprobs * weights + entropy * weights.flip(0)).sum().backward()
-        gradients = [p.grad for p in linear.parameters()] + ([hidden.grad] if hidden_grad else [])
-        results.append([logprobs.detach(), entropy.detach(), *(g for g in gradients if g is not None)])
-        assert len(results[-1]) == (5 if hidden_grad else 4)
-    return results
+def chunked_scores(hidden: Tensor, head: Callable[[Tensor], Tensor], chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of TOKENS and entropy at temperature 0.7."""
+    return chunked_logprobs_and_entropy(hidden, TOKENS, head=head, temperature=0.7, chunk_size=chunk_size)
+
+
+def plain_scores(hidden: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The same from all rows at once, by autograd through other functions than those under test."""
+    probabilities = (head(hidden) / 0.7).softmax(-1)
+    return probabilities[torch.arange(7), TOKENS].log(), torch.special.entr(probabilities).sum(-1)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("hidden_grad", [True, False])
-def test_chunked_values_and_gradients_equal_the_unchunked(chunk_size: int, hidden_grad: bool) -> None:
-    whole, chunked = run_whole_and_chunked(chunk_size, hidden_grad=hidden_grad)
-    for expected, actual in zip(whole, chunked, strict=True):
+def test_chunked_values_and_gradients_equal_the_unchunked(chunk_size: int) -> None:
+    _, head = make_head()
+    weights = torch.arange(1.0, 8.0, dtype=torch.float64)
+    results = []
+    for chunked in (False, True):
+        hidden = random_logits(7, 4, seed=5).requires_grad_()
+        logprobs, entropy = chunked_scores(hidden, head, chunk_size) if chunked else plain_scores(hidden, head)
+        (logprobs * weights + entropy * weights.flip(0).square()).sum().backward()
+        assert hidden.grad is not None
+        results.append((logprobs.detach(), entropy.detach(), hidden.grad))
+    for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_each_chunk_has_at_most_chunk_size_rows_and_is_made_again_in_the_backward() -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_of_the_two_may_be_used_alone(which: int) -> None:
+    _, head = make_head()
+    gradients = []
+    for score in (lambda hidden: chunked_scores(hidden, head, 3), lambda hidden: plain_scores(hidden, head)):
+        hidden = random_logits(7, 4, seed=6).requires_grad_()
+        gradients += torch.autograd.grad(score(hidden)[which].sum(), hidden)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7])
+def test_gradients_of_chunked_logprobs_and_entropy(chunk_size: int) -> None:
+    _, head = make_head()
+    hidden = random_logits(7, 4, seed=7).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: chunked_scores(x, head, chunk_size), (hidden,))
+
+
+def test_the_two_chunked_functions_give_the_same_logprobs() -> None:
+    _, head = make_head()
+    for needs_gradient in (False, True):
+        hidden = random_logits(7, 4).requires_grad_(needs_gradient)
+        alone = chunked_logprobs(hidden, TOKENS, head=head, temperature=0.7, chunk_size=2)
+        assert torch.equal(alone, chunked_scores(hidden, head, 2)[0])
+
+
+def test_tokens_ruled_out_by_the_head_leave_chunked_gradients_finite() -> None:
+    linear, _ = make_head()
+    kept = torch.tensor([True, True, True, True, True, False, False])
+    token_ids = torch.tensor([0, 3, 2, 4, 1, 4, 0])
+
+    def head(rows: Tensor) -> Tensor:
+        logits: Tensor = linear(rows)
+        return logits.masked_fill(~kept, -math.inf)
+
+    gradients = []
+    for chosen in (head, lambda rows: linear(rows)[:, kept]):
+        hidden = random_logits(7, 4, seed=5).requires_grad_()
+        logprobs, entropy = chunked_logprobs_and_entropy(hidden, token_ids, head=chosen, temperature=1.0, chunk_size=3)
+        assert bool(logprobs.isfinite().all()) and bool(entropy.isfinite().all())
+        gradients += torch.autograd.grad((logprobs + 2 * entropy).sum(), hidden)
+    assert bool(gradients[0].isfinite().all())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+
+
+def test_the_head_sees_each_chunk_once_and_gets_no_gradient() -> None:
     linear, head = make_head()
     rows_seen: list[int] = []
 
@@ -173,61 +214,77 @@ def test_each_chunk_has_at_most_chunk_size_rows_and_is_made_again_in_the_backwar
         return head(rows)
 
     hidden = random_logits(7, 4).requires_grad_()
-    logprobs, entropy = chunked_logprobs_and_entropy(hidden, TOKENS, head=counting_head, temperature=1.0, chunk_size=3)
-    assert rows_seen == [3, 3, 1]
+    logprobs, entropy = chunked_scores(hidden, counting_head, 3)
     (logprobs.sum() + entropy.sum()).backward()
-    assert sorted(rows_seen) == [1, 1, 3, 3, 3, 3]
+    assert rows_seen == [3, 3, 1]  # the backward does not call the head again
+    assert hidden.grad is not None
+    assert linear.weight.grad is None and linear.bias.grad is None
 
 
-def test_logits_are_not_kept_for_the_backward() -> None:
-    linear, head = make_head()
-    saved: list[torch.Size] = []
+class Kept:
+    """A tensor that autograd saved; its life is that of the graph, to which it must not refer itself."""
 
-    def note(tensor: Tensor) -> Tensor:
-        saved.append(tensor.shape)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        chunked_logprobs_and_entropy(
-            random_logits(7, 4).requires_grad_(), TOKENS, head=head, temperature=1.0, chunk_size=3
-        )
-    assert not [shape for shape in saved if shape[-1:] == (7,)]
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
 
 
-def test_without_gradients_nothing_is_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("checkpointing without gradients")
+def test_logits_live_for_one_chunk_and_two_vectors_a_token_are_kept() -> None:
+    _, head = make_head()
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+    alive_at_each_chunk: list[int] = []
 
-    monkeypatch.setattr("stages.algorithms.logprobs.checkpoint", refuse)
-    linear, head = make_head()
+    def keep(tensor: Tensor) -> Kept:
+        kept = Kept(tensor)
+        alive.add(kept)
+        return kept
+
+    def watching_head(rows: Tensor) -> Tensor:
+        alive_at_each_chunk.append(len(alive))
+        return head(rows)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        logprobs, entropy = chunked_scores(random_logits(7, 4).requires_grad_(), watching_head, 3)
+    assert alive_at_each_chunk == [0, 0, 0]
+    assert sum(kept.tensor.numel() for kept in alive) == 2 * 7 * 4
+    assert logprobs.requires_grad and entropy.requires_grad
+
+
+def test_entropy_without_gradients_records_none() -> None:
+    flags: list[bool] = []
+
+    def head(rows: Tensor) -> Tensor:
+        flags.append((2 * rows).requires_grad)
+        return rows
+
+    hidden, token_ids = torch.randn(2, 4), torch.tensor([0, 1])
+    chunked_logprobs_and_entropy(hidden, token_ids, head=head, temperature=1.0, chunk_size=2)
     with torch.no_grad():
-        logprobs, entropy = chunked_logprobs_and_entropy(
-            random_logits(7, 4), TOKENS, head=head, temperature=1.0, chunk_size=3
+        found = chunked_logprobs_and_entropy(
+            hidden.requires_grad_(), token_ids, head=head, temperature=1.0, chunk_size=2
         )
-    assert logprobs.shape == entropy.shape == (7,)
+    assert flags == [False, False]
+    assert not found[0].requires_grad and not found[1].requires_grad
 
 
-def test_a_head_with_random_numbers_draws_the_same_in_the_backward() -> None:
-    hidden = torch.zeros(4, 1, dtype=torch.float64, requires_grad=True)
-    drawn: list[Tensor] = []
-
-    def noisy_head(rows: Tensor) -> Tensor:
-        drawn.append(torch.randn(rows.shape[0], 5, dtype=torch.float64))
-        return rows * drawn[-1]
-
-    logprobs, _ = chunked_logprobs_and_entropy(
-        hidden, torch.tensor([0, 1, 2, 3]), head=noisy_head, temperature=1.0, chunk_size=4
-    )
-    logprobs.sum().backward()
-    assert len(drawn) == 2
-    assert torch.equal(drawn[0], drawn[1])
-
-
-def test_no_rows_give_no_values() -> None:
+def test_low_precision_hidden_states_are_scored_in_float32_and_get_gradients_of_their_own_type() -> None:
+    hidden = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
     logprobs, entropy = chunked_logprobs_and_entropy(
-        torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), head=lambda x: x, temperature=1.0, chunk_size=2
+        hidden, torch.tensor([0, 1, 2]), head=lambda rows: rows, temperature=1.0, chunk_size=2
+    )
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    (logprobs.sum() + entropy.sum()).backward()
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_no_rows_give_no_values(needs_gradient: bool) -> None:
+    hidden = torch.zeros(0, 3, requires_grad=needs_gradient)
+    logprobs, entropy = chunked_logprobs_and_entropy(
+        hidden, torch.zeros(0, dtype=torch.long), head=lambda x: x, temperature=1.0, chunk_size=2
     )
     assert logprobs.shape == entropy.shape == (0,)
+    assert logprobs.requires_grad == entropy.requires_grad == needs_gradient
 
 
 def test_rows_and_tokens_must_be_as_many() -> None:
