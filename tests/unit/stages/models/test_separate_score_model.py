@@ -221,3 +221,14 @@ def test_the_file_is_canonical_and_holds_the_spec_as_written(tmp_path: Path) -> 
     assert text == json.dumps(values, indent=2, sort_keys=True) + "\n"
     assert (values["base"], values["chat_template"]) == ("./other", "chat.jinja")
     assert read_own_base(tmp_path) == model
+
+
+def test_the_chat_template_is_the_one_saved_with_the_tokenizer(
+    artifact: Artifact, policy: SharedBase, folders: FoldersOf, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(artifact("qwen2"), tmp_path / "reward"))
+    expected = _load(folder, policy, folders).score_texts([(Message(role="user", content="Hi"),)], ["Ho"], [True])
+    model = model_config(folders("qwen2").base).model_copy(update={"chat_template": "gone.jinja"})
+    save_own_base(folder, model)
+    found = _load(folder, policy, folders).score_texts([(Message(role="user", content="Hi"),)], ["Ho"], [True])
+    assert found == expected
