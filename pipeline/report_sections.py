@@ -40,12 +40,13 @@ def duration(seconds: float | None) -> str:
 
 def header(run: RunView) -> str:
     """Name, base model, date, status, hardware and time."""
-    model = run.config.get("model")
-    base = model.get("base") if isinstance(model, dict) else None
+    base = _base(run.config)
+    own = _base(run.config.get("reward_model"))
     started = parse_time(run.record.get("started"))
     status = str(run.record.get("status") or "unknown")
     facts = [
-        ("Base model", str(base) if base else "unknown"),
+        ("Base model", base or "unknown"),
+        *([("Reward model's base", own)] if own else []),
         ("Started", started.strftime("%Y-%m-%d %H:%M %Z") if started else "unknown"),
         ("Hardware", _hardware(run)),
         ("Total time", duration(elapsed_seconds(run))),
@@ -55,6 +56,13 @@ def header(run: RunView) -> str:
         f'<header><p class="eyebrow">RLHF run</p><h1>{escape(run.name)} '
         f'<span class="badge {escape(status)}">{escape(status)}</span></h1><dl class="facts">{items}</dl></header>'
     )
+
+
+def _base(section: Any) -> str | None:
+    """Base of the model section inside a section, or inside the whole configuration."""
+    model = section.get("model") if isinstance(section, dict) else None
+    base = model.get("base") if isinstance(model, dict) else None
+    return str(base) if base else None
 
 
 def _hardware(run: RunView) -> str:

@@ -68,7 +68,10 @@ class PolicyArtifact(Artifact):
 
 @dataclass(frozen=True)
 class RewardModelArtifact(Artifact):
-    """A PEFT adapter with a score head (`SEQ_CLS`), its tokenizer and `score_normalization.json`."""
+    """A PEFT adapter with a score head (`SEQ_CLS`), its tokenizer and `score_normalization.json`.
+
+    `base_model.json` is there too where the adapter does not sit on the shared base.
+    """
 
     TYPE = "reward_model"
 

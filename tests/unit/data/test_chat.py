@@ -16,6 +16,7 @@ from data.chat import (
     plain_transcript,
     render_prompt_text,
     response_text,
+    retokenize_episode,
 )
 from data.errors import DataError, ModelError
 from data.schema import Message
@@ -159,3 +160,22 @@ def test_checklist_06_long_prompts_are_dropped_whole_and_counted() -> None:
     assert drop_long(prompts, 2) == ([0, 2, 3], 1)
     assert drop_long(prompts, 3) == ([0, 1, 2, 3], 0)
     assert prompts[1] == [1, 2, 3], "never cut"
+
+
+@pytest.mark.parametrize("prompt", ["the", "<s>the"])
+def test_text_of_another_model_gets_bos_once_and_eos_where_it_ended(prompt: str) -> None:
+    tokenizer = byte_tokenizer("<s> $A")
+    start = [BOS, *ids_of("the")]
+    assert retokenize_episode(tokenizer, prompt, " then", finished=True) == (start, [*ids_of(" then"), EOS])
+    assert retokenize_episode(tokenizer, prompt, " then</s>", finished=True) == (start, [*ids_of(" then"), EOS])
+    assert retokenize_episode(tokenizer, prompt, " then", finished=False) == (start, ids_of(" then"))
+    assert retokenize_episode(tokenizer, prompt, "", finished=True) == (start, [EOS])
+    assert retokenize_episode(tokenizer, prompt, "", finished=False) == (start, [])
+
+
+def test_a_turn_of_another_model_loses_the_space_that_its_form_puts_before_it() -> None:
+    plain, templated = byte_tokenizer(), byte_tokenizer(chat_template=TEMPLATE)
+    rendered = [BOS, *ids_of("[system]Be kind."), EOS, *ids_of("[user]H\u00e9 \U0001f44b"), EOS, *ids_of("[assistant]")]
+    for response in ("then", " then"):
+        assert retokenize_episode(templated, TALK, response, finished=True) == (rendered, [*ids_of("then"), EOS])
+        assert retokenize_episode(plain, TALK, response, finished=False)[1] == ids_of(" then")

@@ -70,6 +70,21 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ["reward_model=null"],
             "c.yaml: ppo: needs the reward model that `reward_model: null` switches off; set `ppo: null`",
         ),
+        (
+            ["reward_model.model.base=some/model"],
+            "c.yaml: reward_model.model: it is the same as `model`, which would be loaded a second time; a base of its "
+            "own has to differ: leave it out, and the reward model starts from SFT on the shared base",
+        ),
+        (
+            ["reward_model.model={base: x, rank: 8}"],
+            "--set reward_model.model={base: x, rank: 8}: reward_model.model.rank: unknown key. "
+            "Did you mean reward_model.model.tuning.rank?",
+        ),
+        (
+            ["reward_model.model={base: x, quantization: none, tuning: {method: qlora}}"],
+            "--set reward_model.model={base: x, quantization: none, tuning: {method: qlora}}: reward_model.model: "
+            "`tuning.method: qlora` needs `quantization: nf4`; drop one of the two",
+        ),
     ],
 )
 def test_messages(config_file: Path, overrides: list[str], message: str) -> None:
@@ -204,3 +219,16 @@ def test_resolved_configuration_loads_back_equal(config: PipelineConfig, tmp_pat
     path.write_text(dump_config(resolved), encoding="utf-8")
     assert load_config(path) == resolved
     assert resolve(load_config(path)) == resolved
+
+
+def test_the_reward_models_own_base(config_file: Path) -> None:
+    assert load_config(config_file).own_reward_base is None
+    assert load_config(config_file, ["reward_model=null", "ppo=null", "evaluation=null"]).own_reward_base is None
+    config = load_config(config_file, ["reward_model.model={base: org/judge, tuning: {method: qlora, rank: 8}}"])
+    own = config.own_reward_base
+    assert own is not None and (own.base, own.quantization, own.tuning.rank) == ("org/judge", "nf4", 8)
+    assert config.model.quantization == "none"
+    config_file.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(config_file) == config
+    # The same base with another tuning section is another reward model.
+    assert load_config(config_file, ["reward_model.model={base: some/model, tuning: {rank: 8}}"]).own_reward_base

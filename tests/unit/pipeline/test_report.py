@@ -176,6 +176,14 @@ def test_the_page_has_every_part(run_dir: Path) -> None:
     assert "memory/peak_gib" in page  # a metric that no chart names
 
 
+def test_the_header_names_the_reward_models_own_base(run_dir: Path) -> None:
+    name = "Reward model's base"
+    assert name not in page_of(run_dir)
+    with (run_dir / "config.yaml").open("a", encoding="utf-8") as file:
+        file.write("reward_model:\n  model: {base: org/judge}\n")
+    assert f"<dt>{name}</dt><dd>org/judge</dd>" in page_of(run_dir)
+
+
 def test_the_page_loads_nothing(run_dir: Path) -> None:
     page = page_of(run_dir)
 

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 import pipeline.store as store
+from data.errors import ModelError
 from pipeline.code_digest import import_closure, stage_code_digest
 from pipeline.config import PipelineConfig
 from pipeline.graph import downstream, stage_inputs, upstream
-from stages.contract import Artifact, DatasetArtifact, PolicyArtifact, StageName
+from stages.contract import STAGE_NAMES, Artifact, DatasetArtifact, PolicyArtifact, StageName
+from tests.tiny import tiny_model_dir
 
 INPUTS: dict[str, Artifact] = {
     "dataset": DatasetArtifact(path=Path("/d"), digest="d0"),
@@ -95,9 +97,34 @@ def test_versions_of_the_packages_that_shape_it(monkeypatch: pytest.MonkeyPatch)
     assert fingerprint("sft") != before["sft"]
 
 
+def _with_base(base: Path, **settings: Any) -> dict[str, Any]:
+    return {"reward_model": {"model": {"base": str(base), **settings}}}
+
+
+def test_the_reward_models_own_base_counts_by_bytes_where_it_is_loaded(tmp_path: Path) -> None:
+    own = tiny_model_dir("gpt2", tmp_path / "own")
+    shared = {stage: fingerprint(stage) for stage in STAGE_NAMES if stage not in ("data", "preferences")}
+    before = {stage: fingerprint(stage, **_with_base(own)) for stage in shared}
+    assert {stage for stage in shared if before[stage] != shared[stage]} == {"reward_model", "ppo", "evaluation"}
+
+    tiny_model_dir("gpt2", own, seed=1)
+    store._base_digest.cache_clear()  # as in the next process
+    after = {stage: fingerprint(stage, **_with_base(own)) for stage in shared}
+    assert {stage for stage in shared if after[stage] != before[stage]} == {"reward_model", "ppo", "evaluation"}
+
+
+def test_an_own_base_that_is_gone_is_named_as_the_reward_models(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^reward_model\.model\.base=.*: no folder at"):
+        fingerprint("ppo", **_with_base(tmp_path / "nowhere"))
+
+
 def test_packages() -> None:
     nf4 = {"model": {"base": "b", "quantization": "nf4"}}
     assert "bitsandbytes" in store.shaping_packages(configuration(**nf4), "sft")
+    own = configuration(**_with_base(Path("org/other"), quantization="nf4"))
+    for stage in ("reward_model", "ppo", "evaluation"):
+        assert "bitsandbytes" in store.shaping_packages(own, stage)
+    assert "bitsandbytes" not in store.shaping_packages(own, "sft")
     vllm = configuration(ppo={"rollout": {"engine": "vllm"}})
     assert "vllm" in store.shaping_packages(vllm, "ppo")
     assert "vllm" not in store.shaping_packages(vllm, "evaluation")

@@ -1,0 +1,60 @@
+"""What is refused before anything starts, and what `rlhf validate` prints of a configuration."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.errors import UserError
+from pipeline.checks import check_inputs
+from pipeline.commands.validate import validate
+from pipeline.config import PipelineConfig
+from tests.tiny import tiny_model_dir
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Give a folder with two bases and preferences."""
+    tiny_model_dir("llama", tmp_path / "policy")
+    tiny_model_dir("gpt2", tmp_path / "judge")
+    pair = {"prompt": "The tea", "chosen": " was warm.", "rejected": " was cold."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def _values(**sections: Any) -> dict[str, Any]:
+    return {"model": {"base": "./policy"}, "data": {"preferences": {"path": "pairs.jsonl"}}} | sections
+
+
+def test_both_bases_are_checked_and_all_problems_told_at_once(folder: Path) -> None:
+    def problems(policy: str, judge: str) -> list[str]:
+        values = _values(model={"base": policy}, reward_model={"model": {"base": judge}})
+        try:
+            check_inputs(PipelineConfig.model_validate(values), folder)
+        except UserError as error:
+            return str(error).splitlines()
+        return []
+
+    assert problems("./policy", "./judge") == []
+    (only,) = problems("./policy", "./nowhere")
+    assert only.startswith("reward_model.model.base='./nowhere': no folder at ") and "Correct the path" in only
+    both = problems("./gone", "./nowhere")
+    assert [line.split("=")[0] for line in both] == ["model.base", "reward_model.model.base"]
+    (folder / "judge" / "model.safetensors").write_bytes(b"x")
+    (damaged,) = problems("./policy", "./judge")
+    assert damaged.startswith("reward_model.model.base='./judge'") and "too few for a safetensors header" in damaged
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_validate_says_where_the_reward_model_is(folder: Path, own: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    section = {"model": {"base": "./judge", "dtype": "float32"}} if own else {}
+    values = _values(launch={"device": "cpu"}, tracking={"mode": "disabled"}, reward_model=section)
+    (folder / "c.yaml").write_text(json.dumps(values), encoding="utf-8")
+    options = argparse.Namespace(config=str(folder / "c.yaml"), set=[], output_dir=str(folder / "outputs"))
+    assert validate(options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = "reward    ./judge (float32, quantization none), loaded apart"
+    assert lines[2] == "base      ./policy (bfloat16, quantization none)"
+    assert (said in lines) == own and any(line.startswith("reward ") for line in lines) == own
