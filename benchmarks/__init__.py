@@ -1,0 +1,1 @@
+"""Measurements that back the figures in `docs/benchmarks.md`. Run from the repository's root; not shipped."""
