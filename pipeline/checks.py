@@ -15,7 +15,7 @@ from pipeline.store import lookup, stage_fingerprint
 from pipeline.tasks import missing_in_store
 from stages.contract import Artifact, StageName
 from stages.models.own_base import names_own_base
-from stages.models.sources import check_base
+from stages.models.sources import adapter_folder, check_base
 
 _ROWS_CHECKED = 20
 _PARSERS = {
@@ -42,6 +42,12 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
                 check_base(config.own_reward_base, config_dir)
         except UserError as error:
             problems.append(str(error))
+    if config.ppo is not None and config.ppo.reward_ensemble is not None:
+        for member in config.ppo.reward_ensemble.members:
+            try:
+                adapter_folder(member, config_dir, "ppo.reward_ensemble.members")
+            except UserError as error:
+                problems.append(str(error))
     for name, source in local_sources(config):
         try:
             rows = islice(read_rows(source, config_dir, name=f"data.{name}"), _ROWS_CHECKED)

@@ -15,10 +15,20 @@ from typing import Any
 
 from pipeline.code_digest import stage_code_digest
 from pipeline.config import DISTRIBUTED_STAGES, PipelineConfig
-from stages.artifacts import RECORDS, find_artifact, link_artifact, read_record, verify_artifact, write_json
+from stages.artifacts import (
+    RECORDS,
+    combine_digests,
+    file_digests,
+    find_artifact,
+    link_artifact,
+    read_record,
+    verify_artifact,
+    write_json,
+)
 from stages.contract import Artifact, StageName
 from stages.models.config import ModelConfig
 from stages.models.own_base import names_own_base
+from stages.models.sources import adapter_folder
 from stages.run import package_version
 
 _REWARD_STAGES = ("reward_model", "ppo", "evaluation")
@@ -65,6 +75,11 @@ def stage_fingerprint(
         if own is not None:  # the reward model's artifact holds its name, not its bytes
             with names_own_base():
                 parts["reward_base"] = _base_digest(own.model_dump_json(), config_dir)
+        if stage == "ppo" and config.ppo is not None and config.ppo.reward_ensemble is not None:
+            parts["reward_ensemble"] = [
+                combine_digests(file_digests(adapter_folder(name, config_dir, "ppo.reward_ensemble.members")))
+                for name in config.ppo.reward_ensemble.members
+            ]
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -25,4 +25,14 @@ class CharacterShareRewardConfig(StrictModel):
     """The characters that count."""
 
 
+class RewardEnsembleConfig(StrictModel):
+    """Further reward models beside the run's own, and how their scores become one."""
+
+    members: list[str] = Field(min_length=1)
+    """Folders of trained reward models, say `outputs/RUN/reward_model`, on the shared base or one of their own."""
+
+    combine: Literal["mean", "min", "mean_minus_std"] = "mean_minus_std"
+    """`mean` averages, `min` takes the worst case, `mean_minus_std` charges what the members disagree on."""
+
+
 RuleRewardConfig = Annotated[VaderRewardConfig | CharacterShareRewardConfig, Field(discriminator="type")]

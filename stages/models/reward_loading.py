@@ -16,7 +16,7 @@ from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import check_adapter, score_weight
 
 REWARD_ROLE = "reward"
-"""Name of the reward model's adapter, on whichever base."""
+"""Name of the reward model's adapter."""
 
 
 def check_reward_model(folder: Path, model: ModelConfig, *, config_dir: Path | None) -> None:
@@ -37,6 +37,7 @@ def load_reward(
     batch_size: int,
     device: str,
     config_dir: Path | None,
+    role: str = REWARD_ROLE,
 ) -> RewardFunction:
     """Load a reward model as a reward function. Arguments and errors as `load_score_model`."""
     return as_reward(
@@ -48,6 +49,7 @@ def load_reward(
             batch_size=batch_size,
             device=device,
             config_dir=config_dir,
+            role=role,
         )
     )
 
@@ -61,6 +63,7 @@ def load_score_model(
     batch_size: int,
     device: str,
     config_dir: Path | None,
+    role: str = REWARD_ROLE,
 ) -> SharedBaseScoreModel | SeparateScoreModel:
     """Load a reward model; its normalisation is applied where it has one.
 
@@ -72,6 +75,7 @@ def load_score_model(
         batch_size: Episodes in one forward pass.
         device: Where a base of its own is loaded.
         config_dir: Folder of the configuration file.
+        role: Name of its adapter, on whichever base.
 
     Raises:
         ModelError: The adapter does not fit its base, or that base cannot be loaded.
@@ -80,16 +84,14 @@ def load_score_model(
     head = ScoreHead(score_weight(folder), ScoreNormalization.load(folder))
     own = read_own_base(folder)
     if own is None:
-        shared_base.add_adapter(REWARD_ROLE, folder, trainable=False)
-        return SharedBaseScoreModel(
-            shared_base, head, role=REWARD_ROLE, pad_token_id=pad_token_id, batch_size=batch_size
-        )
+        shared_base.add_adapter(role, folder, trainable=False)
+        return SharedBaseScoreModel(shared_base, head, role=role, pad_token_id=pad_token_id, batch_size=batch_size)
     with names_own_base():
         base = SharedBase(load_causal_lm(resolve_base(own, config_dir), own, device), own)
-        base.add_adapter(REWARD_ROLE, folder, trainable=False)
+        base.add_adapter(role, folder, trainable=False)
         # The artifact's tokenizer holds the chat template that it was trained with.
         tokenizer = load_tokenizer(folder, own.model_copy(update={"chat_template": None}))
-    return SeparateScoreModel(base, head, tokenizer, role=REWARD_ROLE, batch_size=batch_size)
+    return SeparateScoreModel(base, head, tokenizer, role=role, batch_size=batch_size)
 
 
 def as_reward(score_model: SharedBaseScoreModel | SeparateScoreModel) -> RewardFunction:

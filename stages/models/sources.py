@@ -151,6 +151,23 @@ def local_folder(base: str, config_dir: Path | None) -> Path:
     )
 
 
+def adapter_folder(name: str, config_dir: Path | None, setting: str) -> Path:
+    """Find an adapter that the configuration names: an artifact's folder, or a stage's folder of a run.
+
+    Raises:
+        ModelError: No adapter is there.
+    """
+    candidates = _local_candidates(name, config_dir)
+    for path in candidates:
+        for folder in (path, path / "artifact"):
+            if (folder / "adapter_config.json").is_file():
+                return folder.resolve()
+    raise ModelError(
+        f"{setting}={name!r}: no adapter at {_listed(candidates)}. A folder with adapter_config.json is needed, "
+        "`outputs/RUN/reward_model` for instance. Correct the path or remove the setting."
+    )
+
+
 def local_file(name: str, config_dir: Path | None, setting: str) -> Path:
     """Find a file named in the configuration, beside it or in the working directory.
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from data.strict import StrictModel
+from rewards.config import RewardEnsembleConfig
 from stages.rollouts.config import RolloutConfig
 
 
@@ -67,7 +68,7 @@ class PPOConfig(StrictModel):
 
     critic_init: Literal["auto", "reward_model", "zero"] = "auto"
     """Where the critic starts: `reward_model` copies its adapter and head (Stiennon et al. 2020, appendix B.1), `zero`
-    the SFT adapter, with a head that says 0: the mean of normalised scores. `auto` is `reward_model` where it can be."""
+    the SFT adapter, with a head that says 0: the mean of normalised scores. `auto`: `reward_model` where it can be."""
 
     critic_learning_rate: float | None = Field(default=None, gt=0)
     """Learning rate of the critic's adapter and head. Default: `learning_rate`."""
@@ -126,6 +127,9 @@ class PPOConfig(StrictModel):
 
     normalize_scores: bool = False
     """Divide the scores by the running standard deviation of all scores seen."""
+
+    reward_ensemble: RewardEnsembleConfig | None = None
+    """Further reward models that judge beside the run's own. Off by default."""
 
     score_clip: float | None = Field(default=None, gt=0)
     """Scores are clipped to `+- score_clip`, after normalising."""

@@ -10,6 +10,7 @@ from data.chat import drop_long, encode_episode, encode_prompt
 from data.errors import ConfigError, DataError, StageError
 from data.schema import Prompt, read_split
 from rewards.contract import RewardFunction
+from rewards.ensemble import EnsembleReward
 from stages.accelerator import make_learner, process_group
 from stages.contract import Artifact, StageContext, StageOutput
 from stages.learner import Learner
@@ -19,7 +20,7 @@ from stages.models.own_base import read_own_base
 from stages.models.reward_loading import REWARD_ROLE, check_reward_model, load_reward
 from stages.models.scalar_head import ScoreNormalization, ValueHead
 from stages.models.shared_base import SharedBase
-from stages.models.sources import resolve_base
+from stages.models.sources import adapter_folder, resolve_base
 from stages.models.tokenizer import load_tokenizer, save_tokenizer
 from stages.models.tuning import check_adapter, save_adapter, score_weight
 from stages.ppo.config import PPOConfig
@@ -107,15 +108,26 @@ def _load_roles(
     shared_base.add_adapter("reference", inputs["policy"].path, trainable=False)
     shared_base.copy_adapter("reference", "policy", trainable=True)
     reward_folder = inputs["reward_model"].path
-    reward = load_reward(
-        reward_folder,
-        model,
-        shared_base,
-        pad_token_id=pad_token_id,
-        batch_size=config.microbatch_size,
-        device=context.device,
-        config_dir=context.config_dir,
-    )
+
+    def judge(folder: Path, role: str) -> RewardFunction:
+        return load_reward(
+            folder,
+            model,
+            shared_base,
+            pad_token_id=pad_token_id,
+            batch_size=config.microbatch_size,
+            device=context.device,
+            config_dir=context.config_dir,
+            role=role,
+        )
+
+    reward = judge(reward_folder, REWARD_ROLE)
+    if config.reward_ensemble is not None:
+        members = [reward]
+        for number, name in enumerate(config.reward_ensemble.members):
+            folder = adapter_folder(name, context.config_dir, "ppo.reward_ensemble.members")
+            members.append(judge(folder, f"{REWARD_ROLE}-{number + 1}"))
+        reward = EnsembleReward(members, combine=config.reward_ensemble.combine)
     value_head, critic_start = _start_critic(config, shared_base, reward_folder)
     if value_head is not None:
         value_head = value_head.to(shared_base.device)

@@ -55,7 +55,7 @@ def test_what_changes_it(sections: dict[str, Any]) -> None:
         {"output_dir": "elsewhere"},
         {"tracking": {"mode": "disabled"}},
         {"launch": {"device": "cpu", "mode": "inline"}},
-        {"launch": {"device": "cpu", "mode": "accelerate", "num_processes": 2}},  # PPO runs in one process
+        {"ppo": {"rollout": {"server": {"address": "http://elsewhere:8000"}}}},
         {"sft": {"epochs": 2}},  # counts through the digest of SFT's artifact
         {"evaluation": {"num_prompts": 4}},
     ],

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from data.errors import DataError, StageError
+from data.errors import DataError, ModelError, StageError
 from rewards.learned import LearnedReward
 from stages.artifacts import verify_artifact
 from stages.metrics import read_metrics
@@ -59,6 +59,15 @@ def test_checklist_47_the_same_stage_twice_gives_one_digest(ppo_run: Executed, t
     checkpointed = _again(ppo_run, tmp_path / "checkpointed", gradient_checkpointing=True)
     for key, weight in adapter_state(checkpointed.artifact.path).items():
         torch.testing.assert_close(weight, adapter_state(ppo_run.artifact.path)[key], rtol=0, atol=1e-3)
+
+
+def test_an_ensemble_of_the_same_reward_model_changes_nothing(ppo_run: Executed, tmp_path: Path) -> None:
+    """The mean of equal scores is the score; the worst of a score and its copy, too."""
+    folder = str(ppo_run.spec.inputs["reward_model"].path)
+    ensemble = {"members": [folder], "combine": "min"}
+    assert _again(ppo_run, tmp_path, reward_ensemble=ensemble).artifact.digest == ppo_run.artifact.digest
+    with pytest.raises(ModelError, match=r"ppo.reward_ensemble.members='nowhere': no adapter at .*nowhere"):
+        _again(ppo_run, tmp_path / "x", reward_ensemble={"members": ["nowhere"]})
 
 
 def test_a_stage_without_a_single_update_fails(
