@@ -51,7 +51,8 @@ def process_group(device: str) -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # vLLM in this process takes the group down with itself
+            dist.destroy_process_group()
 
 
 def make_learner(

@@ -110,6 +110,7 @@ def _backend(
             eos_token_id=tokenizer.eos_token_id,
             max_length=max_length,
             seed=context.seed,
+            ranks=ranks,
         )
     from stages.rollouts.vllm_server import VLLMServerBackend
 

@@ -17,6 +17,7 @@ from vllm.lora.request import LoRARequest
 
 from data.errors import StageError
 from stages.models.config import ModelConfig
+from stages.ranks import Ranks
 from stages.rollouts.adapter_files import folder_digest
 from stages.rollouts.config import SamplingConfig, VLLMConfig
 from stages.rollouts.contract import LoadedAdapter, PublishedAdapter, Rollout
@@ -35,6 +36,7 @@ class VLLMBackend:
         eos_token_id: int,
         max_length: int,
         seed: int,
+        ranks: Ranks,
     ) -> None:
         """Start the engine; no adapter is loaded yet.
 
@@ -45,6 +47,7 @@ class VLLMBackend:
             eos_token_id: Ends a response.
             max_length: Longest prompt and response, in tokens.
             seed: Seed of the engine.
+            ranks: Processes of the stage; each has an engine.
         """
         self._eos_token_id = eos_token_id
         self._request: LoRARequest | None = None
@@ -54,6 +57,8 @@ class VLLMBackend:
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
             dtype=model.dtype,
+            # Several engines live side by side in the process group that the trainer has opened.
+            distributed_executor_backend="external_launcher" if ranks.size > 1 else None,
             seed=seed % 2**31,
             enable_lora=True,
             max_loras=1,
