@@ -62,7 +62,8 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         Curve("Response length", (("rollout/response_length", "length"),), "tokens", ""),
         Curve("Truncated responses", (("rollout/truncated_fraction", "truncated"),), "share of responses",
               "Cut off by the length limit before their end."),
-        Curve("Engine against trainer", (("rollout/logprob_delta_rms", "difference"),), "nats per token (RMS)",
+        Curve("Engine against trainer",
+              (("rollout/logprob_delta_rms", "sampled tokens"), ("sync/gap_rms", "probe after a sync")), "nats (RMS)",
               "Difference between the log-probabilities of rollout engine and trainer."),
     ),
 }  # fmt: skip
