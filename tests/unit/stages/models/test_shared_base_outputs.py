@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.collators import PromptResponseBatch, collate_episodes
+from data.collators import PromptResponseBatch, collate_episodes, left_pad
+from stages.algorithms.advantages import estimate_gae, shape_rewards
 from stages.algorithms.kl import kl_k1
+from stages.algorithms.ppo_loss import ppo_policy_loss, ppo_value_loss
 from stages.models.scalar_head import ScoreHead, ScoreNormalization, ValueHead
 from stages.models.score_model import SharedBaseScoreModel
 from stages.models.tuning import score_weight
@@ -29,7 +31,7 @@ from tests.unit.stages.models.separate import (
     response_states_of,
     states_of,
 )
-from tests.unit.stages.parts import PAD, ROLES, FoldersOf, all_roles, random_rows
+from tests.unit.stages.parts import FAMILIES, PAD, ROLES, FoldersOf, all_roles, random_rows, wider
 
 PROMPTS = random_rows([5, 2, 8], seed=11)
 RESPONSES = random_rows([4, 7, 1], seed=12)
@@ -99,6 +101,54 @@ def test_checklist_55_logprobs_values_and_scores_are_those_of_separate_models(
 
 def _last_columns(batch: PromptResponseBatch) -> list[int]:
     return [batch.prompt_width + len(response) - 1 for response in RESPONSES]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checklist_03_left_padding_changes_no_logit(family: Family, pair_of: Any) -> None:
+    """The same rows left-padded in one batch, and alone without padding through the separate model."""
+    pair = pair_of(family, "float32")
+    ids, mask = left_pad(PROMPTS, PAD)
+    assert mask.sum(dim=1).tolist() == [5, 2, 8], "the control: two rows are padded"
+    with torch.no_grad(), pair.shared.role("policy"):
+        states = pair.shared.hidden_states(ids, mask)
+        for row, real in enumerate(mask):
+            expected = pair.policy(torch.tensor([PROMPTS[row]])).logits[0]
+            found = pair.shared.peft_model.get_base_model().get_output_embeddings()(states[row, real])
+            if (cap := pair.policy.config.get_text_config().to_dict().get("final_logit_softcapping")) is not None:
+                found = torch.tanh(found / cap) * cap
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checklist_01_04_padding_changes_neither_kl_nor_loss_and_costs_nothing(family: Family, pair_of: Any) -> None:
+    pair, narrow = pair_of(family, "float32"), _batch()
+    head = ValueHead(score_weight(pair.folders.reward), NORMALIZATION)
+
+    def figures(batch: PromptResponseBatch) -> Tensor:
+        """KL of each row, rewards, policy loss, value loss; whatever stands on padding."""
+        mask, columns = batch.response_mask, torch.arange(batch.response_mask.shape[1])
+        policy, reference = _logprobs(pair, "policy", batch), _logprobs(pair, None, batch)
+        with torch.no_grad(), pair.shared.role("critic"):
+            values = head(pair.shared.response_hidden_states(batch))
+        kl = kl_k1(policy, reference)
+        rewards = shape_rewards(torch.tensor([1.0, -0.5, 2.0]), kl, mask, kl_coef=0.3)
+        advantages, returns = estimate_gae(rewards, values, mask, gamma=0.99, gae_lambda=0.9)
+        old = policy - 0.1 * torch.sin(columns.float())
+        policy_loss = ppo_policy_loss(
+            policy, old, advantages, mask, clip_range=0.05, num_tokens=12, importance_weights=None
+        )
+        value_loss = ppo_value_loss(values, values + 0.3, returns, mask, value_clip_range=0.2, num_tokens=12)
+        nothing = ppo_policy_loss(
+            policy, policy, torch.where(mask, 0.0, 1e30), mask, clip_range=0.2, num_tokens=12, importance_weights=None
+        )
+        assert nothing.loss.item() == 0.0
+        losses = torch.stack([*policy_loss, *value_loss])
+        return torch.cat([(kl * mask).sum(dim=1), rewards.sum(dim=1), losses])
+
+    expected = figures(narrow)
+    assert (expected.abs() > 1e-3).all(), "the control: there is something to change"
+    for left, right, pad in ((0, 4, PAD), (6, 0, 17), (3, 5, 29)):
+        torch.testing.assert_close(figures(wider(narrow, left, right, pad)), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("family", "precision"), CASES)
