@@ -18,7 +18,7 @@ endif
 EXTRAS ?= $(DEMO_EXTRAS)
 comma := ,
 
-.PHONY: demo test env env-test browser lint types imports unit contract integration gpu mutants smoke check clean
+.PHONY: demo test env env-test browser lint types imports unit contract integration gpu mutants faults smoke check clean
 
 demo: env
 	$(BIN)/rlhf run configs/quickstart.yaml
@@ -69,6 +69,9 @@ unit contract integration gpu:
 
 mutants:
 	$(BIN)/python -m tests.mutation.mutants
+
+faults:
+	$(BIN)/python -m tests.mutation.faults
 
 smoke: env
 	$(BIN)/python -m tests.tiny llama outputs/tiny-llama

@@ -124,7 +124,7 @@ def make_heads(width: int) -> dict[str, nn.Module]:
     """Value head of the critic and score head of the reward model."""
     weight = make_score_head(width, seed=0).weight.detach()
     return {
-        "critic": ValueHead(weight, ScoreNormalization()),
+        "critic": ValueHead.from_score_head(weight, ScoreNormalization()),
         "reward": ScoreHead(weight.clone(), ScoreNormalization()),
     }
 

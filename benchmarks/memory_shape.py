@@ -235,4 +235,4 @@ def _attach(base: nn.Module, config: PretrainedConfig, model: ModelConfig, roles
 
 
 def _value_head(width: int) -> ValueHead:
-    return ValueHead(torch.zeros(1, width), ScoreNormalization())
+    return ValueHead.from_score_head(torch.zeros(1, width), ScoreNormalization())

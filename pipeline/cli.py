@@ -57,7 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="print run.json and nothing else")
     _add_for_run(commands, "report", "write the run's report.html")
     chat = _add_for_run(commands, "chat", "talk with a trained policy")
-    chat.add_argument("--stage", choices=("sft", "ppo"), help="whose policy (default: the last one)")
+    _add_stage(chat)
+    export = _add_for_run(commands, "export", "write a trained policy for use elsewhere")
+    export.add_argument("--to", metavar="DIR", required=True, help="folder to write; empty, or not there yet")
+    export.add_argument("--merge", action="store_true", help="merge the adapter into its base: one model, no PEFT")
+    _add_stage(export)
     _add(commands, "ui", "serve Prefect's user interface on this machine until Ctrl-C")
     return parser
 
@@ -118,6 +122,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from pipeline.commands.chat import chat
 
             return chat(options)
+        case "export":
+            from pipeline.commands.export import export
+
+            return export(options)
         case _:
             from pipeline.commands.ui import ui
 
@@ -147,6 +155,10 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="override a setting, as in --set ppo.kl_coef=0.2",
     )
+
+
+def _add_stage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stage", choices=("sft", "ppo"), help="whose policy (default: the last one)")
 
 
 def _add_output_dir(parser: argparse.ArgumentParser, default: str | None = DEFAULT_OUTPUT_DIR) -> None:

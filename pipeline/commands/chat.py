@@ -3,29 +3,18 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from data.errors import ConfigError
 from data.schema import read_split
+from pipeline.commands.policy import trained_policy
 from pipeline.launch import set_environment, stage_environment
 from pipeline.loading import load_config
-from pipeline.runs import open_run
-from pipeline.store import verify_recorded
-from stages.contract import Artifact, StageName
+from stages.contract import Artifact
 
 
 def chat(options: argparse.Namespace) -> int:
     """Answer each line of standard input until it ends."""
-    run = open_run(Path(options.output_dir).expanduser().resolve(), options.run)
-    wanted: tuple[StageName, ...] = (options.stage,) if options.stage else ("ppo", "sft")
-    policy = next(((stage, artifact) for stage in wanted if (artifact := run.artifact(stage)) is not None), None)
-    if policy is None:
-        raise ConfigError(
-            f"run {run.name}: {' and '.join(wanted)} left no policy to talk with; "
-            f"`rlhf show {run.name}` says how far it came"
-        )
-    stage, artifact = policy
-    verify_recorded(run.store_dir, artifact, (run.stage(stage) or {}).get("fingerprint"))
+    run, stage, artifact = trained_policy(options.output_dir, options.run, options.stage)
     config = load_config(run.path / "config.yaml")
     set_environment(stage_environment(config, run.config_dir))
     print(f"the policy of {stage} of {run.name}; an empty line or Ctrl-D ends", file=sys.stderr)

@@ -14,7 +14,7 @@ from trl import SFTConfig as TrlSFTConfig
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from data.chat import encode_episode
+from data.chat import count_tokenization_differences, encode_episode
 from data.errors import DataError
 from data.schema import Demonstration, read_split
 from stages.accelerator import (
@@ -47,7 +47,8 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         context: Where to write.
 
     Returns:
-        `eval/loss`, `eval/mean_token_accuracy` of the kept adapter, `train/loss` of the last step, counts.
+        `eval/loss`, `eval/mean_token_accuracy` of the kept adapter, `train/loss` of the last step, counts;
+        `data/tokenization_differences` are the training demonstrations whose text, encoded at once, has other ids.
 
     Raises:
         DataError: No demonstration is left after dropping those over `max_length`.
@@ -55,7 +56,8 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     base = resolve_base(model, context.config_dir)
     tokenizer = load_tokenizer(base, model, context.config_dir)
     folder = inputs["dataset"].path
-    train, dropped = _tokenize(read_split(folder, "demonstrations", "train"), tokenizer, config)
+    demonstrations = read_split(folder, "demonstrations", "train")
+    train, dropped = _tokenize(demonstrations, tokenizer, config)
     held_out, _ = _tokenize(read_split(folder, "demonstrations", "held_out"), tokenizer, config)
     if not train:
         raise DataError(
@@ -65,9 +67,13 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     language_model = load_causal_lm(base, model, context.device)
     used = {token for row in train + held_out for token in row["input_ids"]}
     pad = choose_pad_token(tokenizer, embedding_rows(language_model), used)
+    different = count_tokenization_differences(
+        tokenizer, ((row.prompt, row.response) for row in demonstrations)
+    ).different
     logger.info(
-        "%d demonstrations (%d dropped as too long), %d held out; pad token %r: %s",
-        len(train), dropped, len(held_out), pad.token, pad.reason,
+        "%d demonstrations (%d dropped as too long, %d cut into other tokens where prompt and response meet), "
+        "%d held out; pad token %r: %s",
+        len(train), dropped, different, len(held_out), pad.token, pad.reason,
     )  # fmt: skip
 
     peft_model = attach_adapter(
@@ -89,7 +95,12 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     )
     train_in_float32(trainer.model)
     trainer.train()
-    metrics = {"data/train": float(len(train)), "data/held_out": float(len(held_out)), "data/dropped": float(dropped)}
+    metrics = {
+        "data/train": float(len(train)),
+        "data/held_out": float(len(held_out)),
+        "data/dropped": float(dropped),
+        "data/tokenization_differences": float(different),
+    }
     metrics |= _last_losses(trainer)
     if is_main_process():
         save_adapter(

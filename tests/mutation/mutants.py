@@ -21,16 +21,17 @@ import dataclasses
 import importlib
 import io
 import os
-import signal
 import sys
 import time
 import tomllib
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
 
+from tests.mutation.forks import Forks
 from tests.mutation.operators import describe, mutable_nodes, mutations_of, replace_node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,63 +107,16 @@ def run_items(items: list[pytest.Item]) -> bool:
     return True
 
 
-class Workers:
-    """Forked children, at most as many as asked for, each with one mutant."""
-
-    def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
-        self.running: dict[int, tuple[Mutant, float]] = {}
-        self.survivors: list[Mutant] = []
-        self.timeouts = 0
-
-    def start(self, mutant: Mutant, module: types.ModuleType, items: list[pytest.Item]) -> None:
-        """Fork a child for a mutant once a place is free."""
-        while len(self.running) >= self.jobs:
-            self.reap()
-        sys.stdout.flush()
-        process_id = os.fork()
-        if process_id:
-            self.running[process_id] = (mutant, time.monotonic() + TIMEOUT_SECONDS)
-            return
-        status = KILLED
-        try:
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
-            put_into(module, mutant.tree)
-            status = SURVIVED if run_items(items) else KILLED
-        finally:
-            os._exit(status)
-
-    def reap(self) -> None:
-        """Wait for a child to end, ending those past their time."""
-        for process_id, (mutant, deadline) in list(self.running.items()):
-            ended, status = os.waitpid(process_id, os.WNOHANG)
-            if ended:
-                del self.running[process_id]
-                if os.waitstatus_to_exitcode(status) == SURVIVED:
-                    self.survivors.append(mutant)
-            elif time.monotonic() > deadline:
-                os.kill(process_id, signal.SIGKILL)
-                os.waitpid(process_id, 0)
-                del self.running[process_id]
-                self.timeouts += 1
-        time.sleep(0.001)
-
-    def finish(self) -> None:
-        """Wait for all children."""
-        while self.running:
-            self.reap()
-
-
 class MutationRun:
     """A pytest plugin that runs the collected tests once for each mutant instead of once."""
 
     def __init__(self, file: str, jobs: int) -> None:
         self.file = file
         self.mutants = generate(file)
-        self.workers = Workers(jobs)
+        self.forks = Forks(jobs, timeout_seconds=TIMEOUT_SECONDS)
         self.original_passes = False
+        self.survivors: list[Mutant] = []
+        self.timeouts = 0
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -171,9 +125,21 @@ class MutationRun:
         self.original_passes = run_items(session.items)
         if self.original_passes:
             for mutant in self.mutants:
-                self.workers.start(mutant, module, session.items)
-            self.workers.finish()
+                self.forks.start(partial(_fate, mutant, module, session.items), partial(self._note, mutant))
+            self.forks.finish()
         return True
+
+    def _note(self, mutant: Mutant, status: int | None) -> None:
+        if status is None:
+            self.timeouts += 1
+        elif status == SURVIVED:
+            self.survivors.append(mutant)
+
+
+def _fate(mutant: Mutant, module: types.ModuleType, items: list[pytest.Item]) -> int:
+    """In the child: whether the tests notice."""
+    put_into(module, mutant.tree)
+    return SURVIVED if run_items(items) else KILLED
 
 
 def pure_modules() -> list[str]:
@@ -228,10 +194,10 @@ def main() -> int:
             healthy = False
             continue
         num_mutants += len(run.mutants)
-        survivors += run.workers.survivors
+        survivors += run.survivors
         print(
-            f"{file}: {len(run.mutants)} mutants, {len(run.mutants) - len(run.workers.survivors)} killed "
-            f"({run.workers.timeouts} by the time limit), {time.monotonic() - module_started:.0f} s"
+            f"{file}: {len(run.mutants)} mutants, {len(run.mutants) - len(run.survivors)} killed "
+            f"({run.timeouts} by the time limit), {time.monotonic() - module_started:.0f} s"
         )
     unlisted = [mutant for mutant in survivors if mutant.key not in equivalents]
     stale = set(equivalents) - {mutant.key for mutant in survivors}

@@ -45,7 +45,7 @@ def fingerprint(stage: StageName = "ppo", inputs: dict[str, Artifact] = INPUTS, 
         {"launch": {"device": "cuda"}},
     ],
 )
-def test_what_changes_it(sections: dict[str, Any]) -> None:
+def test_checklist_52_what_changes_the_key(sections: dict[str, Any]) -> None:
     assert fingerprint(**sections) != fingerprint()
 
 
@@ -60,11 +60,11 @@ def test_what_changes_it(sections: dict[str, Any]) -> None:
         {"evaluation": {"num_prompts": 4}},
     ],
 )
-def test_what_does_not(sections: dict[str, Any]) -> None:
+def test_checklist_51_what_does_not_change_the_key(sections: dict[str, Any]) -> None:
     assert fingerprint(**sections) == fingerprint()
 
 
-def test_inputs_count_by_digest_and_role() -> None:
+def test_checklist_52_inputs_count_by_digest_and_role() -> None:
     moved = {role: type(artifact)(Path("/x"), artifact.digest) for role, artifact in INPUTS.items()}
     assert fingerprint(inputs=moved) == fingerprint()
     changed = INPUTS | {"policy": PolicyArtifact(path=Path("/p"), digest="p1")}
@@ -83,7 +83,7 @@ def test_ranks_count_for_stages_that_train_on_them() -> None:
     assert on("accelerate", 2, 3) == on("accelerate", 2)
 
 
-def test_versions_of_the_packages_that_shape_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checklist_52_versions_of_the_packages_that_shape_it(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {stage: fingerprint(stage) for stage in ("sft", "evaluation")}
     real = store.package_version
     monkeypatch.setattr(store, "package_version", lambda name: "9" if name == "vaderSentiment" else real(name))
@@ -118,6 +118,24 @@ def test_an_own_base_that_is_gone_is_named_as_the_reward_models(tmp_path: Path) 
         fingerprint("ppo", **_with_base(tmp_path / "nowhere"))
 
 
+def test_checklist_52_the_code_of_the_stage_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {stage: fingerprint(stage) for stage in ("sft", "ppo")}
+    real = store.stage_code_digest
+    monkeypatch.setattr(store, "stage_code_digest", lambda stage: "edited" if stage == "ppo" else real(stage))
+    assert fingerprint("sft") == before["sft"]
+    assert fingerprint("ppo") != before["ppo"]
+
+
+def test_checklist_51_a_field_of_ppo_changes_the_key_of_ppo_alone() -> None:
+    """And what comes after it by PPO's new digest; what comes before is not asked."""
+    changed = {"ppo": {"kl_coef": 0.2}}
+    for stage in ("sft", "reward_model", "evaluation"):
+        assert fingerprint(stage, **changed) == fingerprint(stage)
+    assert fingerprint("ppo", **changed) != fingerprint("ppo")
+    assert downstream(configuration(), "ppo") == ("evaluation",)
+    assert "ppo" in stage_inputs(configuration())["evaluation"].values()
+
+
 def test_packages() -> None:
     nf4 = {"model": {"base": "b", "quantization": "nf4"}}
     assert "bitsandbytes" in store.shaping_packages(configuration(**nf4), "sft")
@@ -133,7 +151,7 @@ def test_packages() -> None:
     assert store.shaping_packages(hub, "data") == ("datasets",)
 
 
-def test_data_counts_by_bytes_and_not_by_model(tmp_path: Path) -> None:
+def test_checklist_51_52_data_counts_by_bytes_and_not_by_model(tmp_path: Path) -> None:
     rows = tmp_path / "pairs.jsonl"
     data = {"preferences": {"path": str(rows)}}
     rows.write_text("{}\n", encoding="utf-8")
@@ -176,7 +194,9 @@ def test_import_closure(tree: Path) -> None:
         ("stages/other.py", "Y = 2\n", False),
     ],
 )
-def test_code_digest(tree: Path, tmp_path: Path, file: str, text: str, is_changed: bool) -> None:
+def test_checklist_52_the_digest_of_the_code(
+    tree: Path, tmp_path: Path, file: str, text: str, is_changed: bool
+) -> None:
     from pipeline import code_digest
 
     before = stage_code_digest("sft", tree)

@@ -168,7 +168,7 @@ def test_check_folder_names_the_place_and_the_way_out(tmp_path: Path) -> None:
         check_folder(tmp_path / "wandb")
 
 
-def test_a_stage_becomes_a_run_with_config_metrics_and_artifact(tmp_path: Path, runs: list[FakeRun]) -> None:
+def test_checklist_53_a_stage_becomes_a_run_with_its_inputs_by_digest(tmp_path: Path, runs: list[FakeRun]) -> None:
     metrics = tmp_path / "metrics.jsonl"
     mirror = make_mirror(tmp_path, "offline")
     mirror.handle(started("ppo", metrics, {"policy": POLICY}))
@@ -207,7 +207,7 @@ def test_a_cached_stage_logs_the_copied_metrics(tmp_path: Path, runs: list[FakeR
     assert runs[0].rows[0] == (1, {"step": 1, "a": 1.0})
 
 
-def test_online_a_stage_uses_the_artifacts_of_earlier_stages(tmp_path: Path, runs: list[FakeRun]) -> None:
+def test_checklist_53_online_a_stage_uses_the_artifacts_of_earlier_stages(tmp_path: Path, runs: list[FakeRun]) -> None:
     metrics = tmp_path / "metrics.jsonl"
     foreign = {"type": "dataset", "path": "/store/dd", "digest": "dd", "parents": {}}
     mirror = make_mirror(tmp_path, "online")

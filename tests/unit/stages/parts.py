@@ -58,9 +58,9 @@ def save_random_adapter(folder: Path, base: Path, task: Task, *, seed: int) -> N
     load_tokenizer(base, model).save_pretrained(folder)
 
 
-def all_roles(folders: Folders) -> SharedBase:
-    """A shared base with the four roles of PPO, as the stage builds them."""
-    model = model_config(folders.base)
+def all_roles(folders: Folders, model: ModelConfig | None = None) -> SharedBase:
+    """A shared base with the four roles of PPO, as the stage builds them; in float32 where nothing is said."""
+    model = model or model_config(folders.base)
     shared = SharedBase(load_causal_lm(folders.base, model, "cpu"), model)
     shared.add_adapter("reference", folders.policy, trainable=False)
     shared.copy_adapter("reference", "policy", trainable=True)

@@ -33,7 +33,7 @@ from stages.rollouts.config import SamplingConfig
 from stages.rollouts.contract import Rollout
 from stages.rollouts.hf_engine import HFEngine
 from stages.run import StageSpec
-from stages.seeds import derive_seed
+from stages.seeds import derive_seed, row_seeds
 from tests.tiny import Family
 from tests.unit.stages.parts import Executed, FoldersOf, executed, stage_spec
 
@@ -121,7 +121,9 @@ def _responses(run: Executed, role: str, split: str, count: int, seed: int) -> l
     engine.load_policy("policy")
     records = read_split(run.spec.inputs["dataset"].path, "prompts", split)[:count]
     encoded = [encode_prompt(tokenizer, record.prompt) for record in records]
-    rollouts = engine.generate(encoded, SamplingConfig(max_new_tokens=MAX_NEW_TOKENS), seed=seed)
+    rollouts = engine.generate(
+        encoded, SamplingConfig(max_new_tokens=MAX_NEW_TOKENS), seeds=row_seeds(seed, len(encoded))
+    )
     return [
         (record.prompt, tokenizer.decode(rollout.response_ids, skip_special_tokens=True), rollout.finished)
         for record, rollout in zip(records, rollouts, strict=True)

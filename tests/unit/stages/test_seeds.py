@@ -32,5 +32,9 @@ def test_a_batch_may_reach_over_the_end_of_an_epoch_or_of_several() -> None:
 
 
 def test_checklist_50_a_batch_is_a_function_of_its_step_alone() -> None:
-    assert batch_rows(100, 8, 9, seed=3) == batch_rows(100, 8, 9, seed=3)
+    """So a run that is resumed at any step reads what it would have read."""
+    steps = [batch_rows(100, 8, step, seed=3) for step in range(40)]
+    assert len({tuple(rows) for rows in steps}) == 40
+    for step in (39, 0, 17, 17):
+        assert batch_rows(100, 8, step, seed=3) == steps[step]
     assert batch_rows(100, 8, 9, seed=3) != batch_rows(100, 8, 9, seed=4)

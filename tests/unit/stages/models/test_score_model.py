@@ -61,6 +61,18 @@ def test_no_episode_has_no_score_and_scoring_leaves_the_role(shared: SharedBase,
         assert torch.equal(before, shared.hidden_states(ids, torch.ones_like(ids, dtype=torch.bool)))
 
 
-def test_checklist_16_scoring_records_no_gradient(shared: SharedBase, head: ScoreHead) -> None:
+def test_checklist_16_scoring_records_no_gradient(
+    shared: SharedBase, head: ScoreHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with activations recomputed, where the base's own outputs want gradients."""
+    recorded: list[bool] = []
+    original = SharedBase.hidden_states
+
+    def spy(self: SharedBase, *args: torch.Tensor) -> torch.Tensor:
+        recorded.append(torch.is_grad_enabled())
+        return original(self, *args)
+
+    monkeypatch.setattr(SharedBase, "hidden_states", spy)
     _score_model(shared, head, 8).score(PROMPTS, RESPONSES)
+    assert recorded == [False]
     assert all(weight.grad is None for weight in shared.peft_model.parameters())

@@ -163,10 +163,10 @@ def test_checklist_48_base_and_reference_are_unchanged_by_the_updates(folders: F
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_checklist_55_the_shared_base_equals_separate_models(
+def test_checklist_03_55_the_shared_base_equals_separate_models(
     family: Family, shared_of: Any, folders: FoldersOf
 ) -> None:
-    """And checklist 3: left-padded in one batch here, one unpadded row at a time there."""
+    """Left-padded in one batch here, one unpadded row at a time there."""
     own, shared, batch = folders(family), shared_of(family), _batch()
     weight, normalization = score_weight(own.reward), ScoreNormalization(shift=0.3, scale=2.0)
     logprobs = _logprobs(shared, "policy", batch, temperature=0.7)
@@ -276,7 +276,7 @@ def test_an_adapter_is_independent_of_the_one_it_was_copied_from(folders: Folder
     assert same(reference, shared.parameters("reference"))
 
 
-def test_the_dropout_of_the_model_section_is_off(folders: FoldersOf, tmp_path: Path) -> None:
+def test_checklist_41_the_dropout_of_the_model_section_is_off(folders: FoldersOf, tmp_path: Path) -> None:
     own = folders("gpt2")
     model = model_config(own.base, dropout=0.5)
     shared = SharedBase(load_causal_lm(own.base, model, "cpu"), model)

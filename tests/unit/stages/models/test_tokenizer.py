@@ -49,7 +49,7 @@ def test_the_order_of_choice(family: Family, token: str, reason: str, family_dir
     assert choice.token == token and reason in choice.reason
 
 
-def test_pad_equal_to_eos_is_replaced_as_in_smollm2(family_dir) -> None:
+def test_checklist_01_pad_equal_to_eos_is_replaced_as_in_smollm2(family_dir) -> None:
     tokenizer = _load(family_dir("qwen2"))
     tokenizer.pad_token = tokenizer.eos_token
     # `<|im_start|>` and `<|im_end|>` stand in the chat template, so `<|endoftext|>` is the one that is free.

@@ -89,7 +89,7 @@ def test_checklist_40_the_first_minibatch_has_ratio_one(
     assert last["policy/approx_kl"] > 1e-6, "the control: later minibatches have moved"
 
 
-def test_checklist_16_41_the_reward_model_stays_as_it_is(make: MakeTrainer, folders: FoldersOf) -> None:
+def test_checklist_16_48_the_reward_model_and_the_base_stay_as_they_are(make: MakeTrainer, folders: FoldersOf) -> None:
     own = folders("llama")
     shared = all_roles(own)
     head = ScoreHead(score_weight(own.reward), ScoreNormalization(0.1, 2.0))
@@ -106,6 +106,27 @@ def test_checklist_16_41_the_reward_model_stays_as_it_is(make: MakeTrainer, fold
     assert judge(episodes) == scores
     assert all(weight.grad is None and not weight.requires_grad for weight in [*frozen, *base])
     assert not any(torch.equal(old, new) for old, new in zip(moving, trained(trainer), strict=True))
+
+
+@pytest.mark.parametrize("silent", ["policy", "critic"])
+def test_checklist_38_each_loss_moves_its_own_adapter_alone(
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    if silent == "policy":
+        original = trainer_module.ppo_policy_loss
+
+        def nothing(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            return result._replace(loss=result.loss * 0.0)
+
+        monkeypatch.setattr(trainer_module, "ppo_policy_loss", nothing)
+    trainer = make(ppo_config(value_coef=0.0 if silent == "critic" else 0.1))
+    base = trainer.models.shared_base
+    before = {role: snapshot(base.parameters(role)) for role in ("policy", "critic")}
+    trainer.step(PROMPTS)
+    for role, weights in before.items():
+        moved = [not torch.equal(old, new) for old, new in zip(weights, base.parameters(role), strict=True)]
+        assert not any(moved) if role == silent else all(moved), role
 
 
 def test_checklist_42_every_sample_once_an_epoch_in_a_fresh_order(

@@ -21,7 +21,7 @@ def _pair(chosen: tuple[int, ...], rejected: tuple[int, ...]) -> TokenizedPair:
     return TokenizedPair((1,), chosen, rejected, None)
 
 
-def test_figures_by_hand() -> None:
+def test_checklist_14_figures_by_hand() -> None:
     scorer: Any = _LastToken()
     pairs = [
         _pair((5, 30), (10,)),  # longer chosen, right by 2

@@ -19,7 +19,7 @@ from stages.models.scalar_head import ScoreHead, ScoreNormalization
 from stages.models.score_model import SharedBaseScoreModel
 from stages.models.shared_base import SharedBase
 from stages.models.tokenizer import load_tokenizer
-from stages.models.tuning import score_weight
+from stages.models.tuning import adapter_state, score_weight
 from stages.reward_model import stage as rm_stage
 from stages.reward_model.config import RewardModelConfig
 from stages.rollouts.config import SamplingConfig
@@ -78,6 +78,11 @@ def test_checklist_11_the_artifact_loads_with_peft_and_gives_the_same_raw_scores
         expected = [float(judge(torch.tensor([p + r])).logits[0, 0]) for p, r in zip(prompts, responses, strict=True)]
     assert scorer.score(prompts, responses) == pytest.approx(expected, abs=1e-4)
     assert max(expected) - min(expected) > 0.5
+
+
+def test_checklist_08_the_saved_head_has_no_bias(rm_run: Executed) -> None:
+    heads = {key: value for key, value in adapter_state(rm_run.artifact.path).items() if "lora_" not in key}
+    assert {key: tuple(value.shape) for key, value in heads.items()} == {"base_model.model.score.weight": (1, 32)}
 
 
 @pytest.mark.parametrize("unit_variance", [False, True])

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 from data.chat import encode_episode
 from data.collators import collate_episodes
 from data.errors import DataError, StageError
-from data.schema import read_split
-from stages.artifacts import verify_artifact
+from data.schema import Demonstration, read_split, write_records
+from stages.artifacts import combine_digests, file_digests, verify_artifact
+from stages.contract import DatasetArtifact
 from stages.metrics import read_metrics
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
@@ -124,7 +125,31 @@ def test_checklist_01_the_pad_is_no_eos_and_recorded(sft_run: Executed) -> None:
     assert note["reason"]
 
 
+def test_checklist_05_tokenization_differences_are_reported(sft_run: Executed, tmp_path: Path) -> None:
+    """Planted: prompts that end with a space, before which the tokenizer would cut."""
+    assert sft_run.manifest["metrics"]["data/tokenization_differences"] == 0
+    folder = tmp_path / "data"
+    good = [Demonstration(prompt=f"The staff {n}:", response=" is kind.") for n in range(4)]
+    bad = [Demonstration(prompt=f"The staff {n} ", response="is kind.") for n in range(3)]
+    write_records(folder / "demonstrations" / "train.jsonl", [*good, *bad])
+    write_records(folder / "demonstrations" / "held_out.jsonl", bad)
+    data = DatasetArtifact(folder, combine_digests(file_digests(folder)))
+    config = SFTConfig.model_validate(sft_run.spec.config | {"max_steps": 1})
+    model = ModelConfig.model_validate(sft_run.spec.model)
+    run = executed(stage_spec("sft", config, model, {"dataset": data}, tmp_path))
+    assert run.manifest["metrics"]["data/tokenization_differences"] == 3
+    assert run.manifest["metrics"]["data/train"] == 7
+
+
 def test_checklist_06_long_demonstrations_are_dropped_and_counted(sft_run: Executed, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(sft_run.artifact.path, ModelConfig.model_validate(sft_run.spec.model))
+    records = read_split(sft_run.spec.inputs["dataset"].path, "demonstrations", "train")
+    lengths = sorted(sum(map(len, encode_episode(tokenizer, d.prompt, d.response))) for d in records)
+    limit = lengths[len(lengths) // 2]
+    dropped = sum(length > limit for length in lengths)
+    assert 0 < dropped < len(lengths)
+    some = _again(sft_run, tmp_path / "some", max_length=limit, max_steps=1).manifest["metrics"]
+    assert (some["data/train"], some["data/dropped"]) == (len(lengths) - dropped, dropped)
     with pytest.raises(DataError, match=r"sft: all 100 demonstrations are longer than sft.max_length=3 tokens"):
         _again(sft_run, tmp_path, max_length=3)
 

@@ -1,0 +1,42 @@
+"""`rlhf export RUN --to DIR [--merge]`: a trained policy for use outside of this project."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from data.errors import ConfigError
+from pipeline.commands.policy import trained_policy
+from pipeline.launch import set_environment, stage_environment
+from pipeline.loading import load_config
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the adapter, or the merged model, into a folder of its own and say how it is loaded."""
+    run, stage, artifact = trained_policy(options.output_dir, options.run, options.stage)
+    config = load_config(run.path / "config.yaml")
+    device = config.launch.device
+    if device == "auto":
+        raise ConfigError(f"run {run.name}: its configuration is not resolved; run it again with `rlhf run`")
+    set_environment(stage_environment(config, run.config_dir))
+    from stages.models.merging import export_adapter, export_merged
+    from stages.models.sources import resolve_base
+
+    target = Path(options.to).expanduser().resolve()
+    quoted = shlex.quote(str(target))
+    if options.merge:
+        lost = export_merged(artifact.path, config.model, target, device=device, config_dir=run.config_dir)
+        print(f"the policy of {stage} of {run.name}, merged into its base: {target}")
+        print(f"rounding to {config.model.dtype} lost {lost:.1%} of the adapter's update")
+        print(f"vllm serve {quoted}")
+        return 0
+    export_adapter(artifact.path, target)
+    base = shlex.quote(str(resolve_base(config.model, run.config_dir)))
+    rank = _served_rank(config.model.tuning.rank)
+    print(f"the adapter of {stage} of {run.name}: {target}")
+    print(f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules policy={quoted}")
+    return 0
+
+
+def _served_rank(rank: int) -> int:
+    """The least rank of those that vLLM can be told (0.25: powers of two from 8 on, 320) that the adapter fits."""
+    return next(served for served in (8, 16, 32, 64, 128, 256, 320, 512) if served >= rank)

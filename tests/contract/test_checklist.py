@@ -1,0 +1,52 @@
+"""docs/checklist.md, the tests named after its lines and the list of faults agree."""
+
+import re
+from pathlib import Path
+
+from tests.mutation.faults import LINES, PACKAGES, checklist_tests, is_not_applicable, load_faults, numbers_of
+
+ROOT = Path(__file__).resolve().parents[2]
+ROW = re.compile(r"^\| (\d\d) \| (.+?) \| (.+) \|$", re.MULTILINE)
+WITHOUT_TEST = {31}
+"""Lines whose test is still to come. The fault runner fails on them."""
+
+
+def rows() -> dict[int, tuple[str, str]]:
+    """What must hold and the tests, of each line of the table."""
+    text = (ROOT / "docs" / "checklist.md").read_text(encoding="utf-8")
+    found = [(int(number), (what, tests)) for number, what, tests in ROW.findall(text)]
+    assert len(found) == len(dict(found)), "a line is there twice"
+    return dict(found)
+
+
+def test_the_table_has_every_line_once_and_in_order() -> None:
+    assert list(rows()) == list(LINES)
+    assert all(len(what) > 15 and what.endswith(".") for what, _ in rows().values())
+
+
+def test_the_table_names_the_files_that_hold_the_tests_of_each_line() -> None:
+    for number, tests in checklist_tests().items():
+        expected = {test.split("::")[0].removeprefix("tests/") for test in tests}
+        assert set(re.findall(r"`([^`]+)`", rows()[number][1])) == expected, f"line {number:02d}"
+        assert bool(tests) == (number not in WITHOUT_TEST), f"line {number:02d}"
+        assert tests or rows()[number][1] == "none yet"
+
+
+def test_every_line_with_a_test_has_a_fault() -> None:
+    faults = load_faults()
+    for number, tests in checklist_tests().items():
+        if tests and not is_not_applicable(tests):
+            assert any(number in fault.lines for fault in faults), f"line {number:02d}"
+
+
+def test_every_fault_is_in_our_code_and_says_what_it_is() -> None:
+    for fault in load_faults():
+        fault.mutated()
+        assert fault.file.split("/")[0] in PACKAGES and set(fault.lines) <= set(LINES)
+        assert 10 < len(fault.what) < 120 and not fault.what.endswith(".")
+
+
+def test_a_name_may_carry_several_lines() -> None:
+    assert numbers_of("test_checklist_16_48_the_judge_stays") == (16, 48)
+    assert numbers_of("test_checklist_07_x") == (7,)
+    assert numbers_of("test_checklist_of_something") == () == numbers_of("test_other_07_x")
