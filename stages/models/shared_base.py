@@ -152,9 +152,11 @@ class SharedBase:
 
         Left padding is allowed: positions count real tokens only.
         """
-        positions = {"position_ids": position_ids_from_mask(attention_mask)} if self._takes_positions else {}
         output = self._base.base_model(
-            input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False, **positions
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            use_cache=False,
+            **self._positions(attention_mask),
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
@@ -212,13 +214,12 @@ class SharedBase:
         if self._head is not None:
             logits = self._head(self.hidden_states(input_ids, attention_mask)[:, -1])
         else:
-            positions = {"position_ids": position_ids_from_mask(attention_mask)} if self._takes_positions else {}
             logits = self._base(
                 input_ids=input_ids,
                 attention_mask=attention_mask.long(),
                 use_cache=False,
                 logits_to_keep=1,
-                **positions,
+                **self._positions(attention_mask),
             ).logits[:, -1]
         return torch.log_softmax(logits.float(), dim=-1)
 
@@ -253,16 +254,19 @@ class SharedBase:
     def _own_logits(self, batch: PromptResponseBatch) -> Float[Tensor, "B T V"]:
         """Logits by the model's own head, for heads that `LogitsHead` does not know."""
         width = batch.response_ids.shape[1]
-        positions = {"position_ids": position_ids_from_mask(batch.attention_mask)} if self._takes_positions else {}
         output = self._base(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask.long(),
             use_cache=False,
             logits_to_keep=width + 1,
-            **positions,
+            **self._positions(batch.attention_mask),
         )
         logits: Tensor = output.logits[:, -width - 1 : -1]
         return logits
+
+    def _positions(self, attention_mask: Bool[Tensor, "B S"]) -> dict[str, Int[Tensor, "B S"]]:
+        """Positions as an argument of the forward, for the families that take one."""
+        return {"position_ids": position_ids_from_mask(attention_mask)} if self._takes_positions else {}
 
     def _attach(self, name: str) -> None:
         """Add a fresh adapter without moving the flags of the others, as PEFT may."""
