@@ -8,6 +8,7 @@ from data.errors import ConfigError
 from pipeline.commands.policy import trained_policy
 from pipeline.launch import set_environment, stage_environment
 from pipeline.loading import load_config
+from stages.rollouts.vllm_limits import max_lora_rank
 
 
 def export(options: argparse.Namespace) -> int:
@@ -31,12 +32,7 @@ def export(options: argparse.Namespace) -> int:
         return 0
     export_adapter(artifact.path, target)
     base = shlex.quote(str(resolve_base(config.model, run.config_dir)))
-    rank = _served_rank(config.model.tuning.rank)
+    rank = max_lora_rank(config.model.tuning.rank)
     print(f"the adapter of {stage} of {run.name}: {target}")
     print(f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules policy={quoted}")
     return 0
-
-
-def _served_rank(rank: int) -> int:
-    """The least rank of those that vLLM can be told (0.25: powers of two from 8 on, 320) that the adapter fits."""
-    return next(served for served in (8, 16, 32, 64, 128, 256, 320, 512) if served >= rank)
