@@ -8,6 +8,8 @@ from data.errors import ConfigError
 from pipeline.commands.policy import trained_policy
 from pipeline.launch import set_environment, stage_environment
 from pipeline.loading import load_config
+from stages.models.exporting import check_target, export_adapter
+from stages.models.sources import resolve_base
 from stages.rollouts.vllm_limits import max_lora_rank
 
 
@@ -18,13 +20,13 @@ def export(options: argparse.Namespace) -> int:
     device = config.launch.device
     if device == "auto":
         raise ConfigError(f"run {run.name}: its configuration is not resolved; run it again with `rlhf run`")
-    set_environment(stage_environment(config, run.config_dir))
-    from stages.models.merging import export_adapter, export_merged
-    from stages.models.sources import resolve_base
-
     target = Path(options.to).expanduser().resolve()
     quoted = shlex.quote(str(target))
+    check_target(target)
     if options.merge:
+        set_environment(stage_environment(config, run.config_dir))
+        from stages.models.merging import export_merged
+
         lost = export_merged(artifact.path, config.model, target, device=device, config_dir=run.config_dir)
         print(f"the policy of {stage} of {run.name}, merged into its base: {target}")
         print(f"rounding to {config.model.dtype} lost {lost:.1%} of the adapter's update")

@@ -1,4 +1,4 @@
-"""A trained policy for use elsewhere: its adapter as it is, or merged into the base.
+"""A trained policy merged into its base: one model that needs neither PEFT nor the base.
 
 Merging adds the update B A to each weight in float32 and rounds the sum to the type of the base once. An update is
 small beside the weight that it is added to, so some of it is lost in the rounding; how much is measured and said.
@@ -7,11 +7,6 @@ no 4-bit model, and the original weights would not fit the adapter (https://gith
 """
 
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +15,9 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from data.errors import ConfigError
 from stages.models.config import ModelConfig
 from stages.models.dequantized import dequantize
+from stages.models.exporting import new_folder
 from stages.models.loading import load_causal_lm
 from stages.models.quiet import quiet_transformers
 from stages.models.sources import resolve_base
@@ -32,25 +27,10 @@ from stages.models.tuning import check_adapter, load_adapter
 logger = logging.getLogger(__name__)
 
 
-def export_adapter(policy_folder: Path, target: Path) -> None:
-    """Copy a policy's adapter with its tokenizer, for `PeftModel.from_pretrained` and `vllm serve --enable-lora`.
-
-    Args:
-        policy_folder: The policy's artifact.
-        target: A folder that is empty or does not exist; there whole afterwards, or not at all.
-
-    Raises:
-        ConfigError: The target is taken.
-    """
-    with _built(target) as folder:
-        for path in sorted(policy_folder.iterdir()):
-            shutil.copyfile(path, folder / path.name)  # without the mode: artifacts are read-only
-
-
 def export_merged(
     policy_folder: Path, model: ModelConfig, target: Path, *, device: str, config_dir: Path | None
 ) -> float:
-    """Merge a policy's adapter into its base and save one model that needs neither PEFT nor the base.
+    """Merge a policy's adapter into its base and save the model with the policy's tokenizer.
 
     Args:
         policy_folder: The policy's artifact.
@@ -66,7 +46,7 @@ def export_merged(
         ConfigError: The target is taken.
         ModelError: The adapter is of another base or shape than the model section says.
     """
-    with _built(target) as folder:
+    with new_folder(target) as folder:
         check_adapter(policy_folder, model, config_dir=config_dir)
         base: Any = load_causal_lm(resolve_base(model, config_dir), model, device)
         if model.quantization == "nf4":
@@ -107,27 +87,3 @@ def merge(peft_model: PeftModel) -> float:
     plain: PreTrainedModel = peft_model.unload()
     assert not any(isinstance(module, LoraLayer) for module in plain.modules())
     return float((rounding / update) ** 0.5) if update else 0.0
-
-
-@contextmanager
-def _built(target: Path) -> Iterator[Path]:
-    """A folder beside the target that takes its place in the end."""
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ConfigError(
-            f"{target}: there is something already; an export needs a folder of its own: name one that is empty or "
-            f"does not exist, with --to DIR"
-        )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    except OSError as error:
-        raise ConfigError(
-            f"{target}: cannot be written ({error.strerror}); a folder that can be made there is needed: name another "
-            f"one with --to DIR"
-        ) from error
-    try:
-        yield scratch
-        scratch.chmod(0o755)  # a temporary folder is its owner's alone
-        os.rename(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

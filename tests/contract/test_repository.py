@@ -53,6 +53,7 @@ def test_import_rules() -> None:
         "pipeline.store",
         "pipeline.server",
         "pipeline.execution",
+        "pipeline.commands.export",
         "pipeline.commands.run",
         "pipeline.commands.show",
         "data.schema",

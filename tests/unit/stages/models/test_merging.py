@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from data.collators import collate_episodes
 from data.errors import ConfigError
 from stages.models.dequantized import dequantized_base
+from stages.models.exporting import export_adapter
 from stages.models.loading import load_causal_lm
-from stages.models.merging import export_adapter, export_merged, merge
+from stages.models.merging import export_merged, merge
 from stages.models.quiet import quiet_transformers
 from stages.models.tuning import load_adapter
 from tests.tiny import Family
@@ -93,6 +94,7 @@ def test_a_merged_folder_is_a_model_with_its_tokenizer_and_no_trace_of_the_adapt
     assert not any("lora" in key for key in state)
     text = "The staff is kind."
     assert AutoTokenizer.from_pretrained(target)(text) == AutoTokenizer.from_pretrained(pair.folders.policy)(text)
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in target.iterdir())
     assert [path.name for path in target.parent.iterdir()] == ["merged"], "no scratch folder is left"
 
 
@@ -142,7 +144,7 @@ def test_an_exported_adapter_loads_with_peft_and_can_be_changed(pair_of: Any, tm
     assert {path.name: path.read_bytes() for path in target.iterdir()} == {
         path.name: path.read_bytes() for path in pair.folders.policy.iterdir()
     }
-    assert all(path.stat().st_mode & 0o200 for path in target.iterdir())
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in target.iterdir())
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(pair.folders.base), target).eval()
     assert torch.equal(_logits(loaded), _logits(pair.policy))
 
