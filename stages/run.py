@@ -130,6 +130,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
                 report_progress=report_progress if is_main else _ignore_progress,
                 config_dir=spec.config_dir,
                 deepspeed=spec.deepspeed,
+                log_dir=spec.stage_dir,
             )
             output = _execute(spec, context)
         if not is_main:

@@ -18,7 +18,7 @@ class SamplingConfig(StrictModel):
 
 
 class VLLMConfig(StrictModel):
-    """Settings of the vLLM engine in this process."""
+    """Settings of a vLLM engine that the stage starts, in its process or as a server."""
 
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """Memory for the key-value cache on the CPU, in GiB."""
@@ -39,7 +39,7 @@ class VLLMConfig(StrictModel):
 class VLLMServerConfig(StrictModel):
     """`vllm serve`, spoken to over HTTP. Without `address` the stage starts one on this machine and ends it."""
 
-    address: str | None = Field(default=None, pattern=r"^https?://")
+    address: str | None = Field(default=None, pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$")
     """Of a server that runs already, `http://host:8000`. It has to be started with
     `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE --enable-lora --logprobs-mode processed_logprobs`."""
 
@@ -50,7 +50,7 @@ class VLLMServerConfig(StrictModel):
     """Folder for adapters that the server can read under the same path. Default: RAM-backed storage of this machine."""
 
     startup_timeout_seconds: float = Field(default=600.0, gt=0)
-    """How long the stage waits for the server to answer."""
+    """How long the stage waits for a server that it started."""
 
     request_timeout_seconds: float = Field(default=300.0, gt=0)
     """How long it waits for one answer."""

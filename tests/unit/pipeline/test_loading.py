@@ -49,8 +49,8 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         (
             ["ppo.rollout.engine=vlm"],
-            "--set ppo.rollout.engine=vlm: ppo.rollout.engine: found 'vlm', must be 'auto', 'hf' or 'vllm'. "
-            "Did you mean 'vllm'?",
+            "--set ppo.rollout.engine=vlm: ppo.rollout.engine: found 'vlm', must be 'auto', 'hf', 'vllm' or "
+            "'vllm_server'. Did you mean 'vllm'?",
         ),
         (
             ["ppo.kl_controller={type: adaptve}"],
