@@ -228,6 +228,7 @@ def main() -> int:
     """Run the stage of a specification file; 0 done, 1 failed, 2 the user's input is at fault."""
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request to a vLLM server
     if len(sys.argv) != 2:
         print("usage: python -m stages.run SPEC.json", file=sys.stderr)
         return 2

@@ -1,8 +1,9 @@
 """How responses are sampled, and by which engine. Imports pydantic only."""
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data.strict import StrictModel
 
@@ -36,10 +37,13 @@ class VLLMConfig(StrictModel):
     """Under NF4: serve the dequantised weights that the trainer computes with, or the original ones."""
 
 
+_ADDRESS = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")
+
+
 class VLLMServerConfig(StrictModel):
     """`vllm serve`, spoken to over HTTP. Without `address` the stage starts one on this machine and ends it."""
 
-    address: str | None = Field(default=None, pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$")
+    address: str | None = None
     """Of a server that runs already, `http://host:8000`. It has to be started with
     `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE --enable-lora --logprobs-mode processed_logprobs`."""
 
@@ -57,6 +61,13 @@ class VLLMServerConfig(StrictModel):
 
     max_parallel_requests: int = Field(default=64, ge=1)
     """Requests under way at a time; vLLM batches them."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, address: str | None) -> str | None:
+        if address is not None and not _ADDRESS.fullmatch(address):
+            raise ValueError(f"found {address!r}, must be an address without a key in it; write it as http://host:8000")
+        return address
 
 
 ImportanceSampling = Literal["auto", "off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]

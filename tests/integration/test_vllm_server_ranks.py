@@ -47,8 +47,8 @@ def _sample_on_rank(rank: int, folder: Path, port: int) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     ranks = Ranks(rank, 2)
     backend = VLLMServerBackend(
-        VLLMServerConfig(), VLLMConfig(), ModelConfig(base="base", dtype="float32"), served="base", eos_token_id=EOS, max_length=64, seed=5,
-        log_path=folder / "vllm.log", ranks=ranks,
+        VLLMServerConfig(), VLLMConfig(), ModelConfig(base="base", dtype="float32"), served="base", eos_token_id=EOS,
+        max_length=64, seed=5, log_path=folder / "vllm.log", ranks=ranks,
     )  # fmt: skip
     adapters = AdapterFilesStandIn(folder, ranks)
     seen: dict[str, Any] = {"address": backend.address, "is_own": backend.process is not None, "versions": []}

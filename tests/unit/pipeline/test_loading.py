@@ -53,6 +53,11 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "'vllm_server'. Did you mean 'vllm'?",
         ),
         (
+            ["ppo.rollout.server.address=localhost:8000"],
+            "--set ppo.rollout.server.address=localhost:8000: ppo.rollout.server.address: found 'localhost:8000', "
+            "must be an address without a key in it; write it as http://host:8000",
+        ),
+        (
             ["ppo.kl_controller={type: adaptve}"],
             "--set ppo.kl_controller={type: adaptve}: ppo.kl_controller: found type 'adaptve', "
             "must be 'fixed', 'adaptive'. Did you mean 'adaptive'?",
