@@ -1,13 +1,11 @@
 """Child processes of a stage: started in a session of their own, read line by line, ended as a whole tree."""
 
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-import psutil
+from stages.process_tree import end_tree
 
 GRACE_SECONDS = 10.0
 _LAST_OUTPUT_SECONDS = 5.0
@@ -60,49 +58,6 @@ def _read_lines(process: subprocess.Popen[bytes], on_line: Callable[[str], None]
         on_line(line.rpartition("\r")[2])
 
 
-def end_tree(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
-    """End a process and all below it: SIGTERM, then SIGKILL for those that are still there.
-
-    The descendants are collected before the first signal: torchrun gives each rank a session of its own, and
-    once their parent is gone nothing leads to them.
-    """
-    tree = _descendants(process)
-    if process.poll() is None:
-        process.terminate()
-        _, alive = psutil.wait_procs(tree, timeout=grace_seconds)
-    else:
-        _, alive = psutil.wait_procs(tree, timeout=0)
-    for member in {*alive, *_descendants(process)}:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(alive, timeout=grace_seconds)
-    process.wait()
-
-
-def _descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The process, all below it, and all of its session (whose parents may be gone)."""
-    members: set[psutil.Process] = set()
-    try:
-        root = psutil.Process(process.pid)
-        members |= {root, *root.children(recursive=True)}
-    except psutil.NoSuchProcess:
-        pass
-    for candidate in psutil.process_iter():
-        try:
-            if os.getsid(candidate.pid) == process.pid:
-                members.add(candidate)
-        except (ProcessLookupError, PermissionError):
-            continue
-    return list(members)
-
-
 def python_command(*arguments: str) -> list[str]:
     """`python -m ...` that dies with this process."""
     return [sys.executable, "-m", "stages.process", *arguments]
-
-
-def source_root() -> Path:
-    """The folder from which our packages are imported; a child finds them there wherever it is started."""
-    return Path(__file__).resolve().parent.parent

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data.errors import StageError, UserError
-from pipeline.children import python_command, run_child, source_root
+from pipeline.children import python_command, run_child
 from pipeline.config import DISTRIBUTED_STAGES, LaunchConfig, PipelineConfig
 from stages.artifacts import write_json
 from stages.models.sources import base_kind, offline_environment
+from stages.process import source_root
 from stages.run import StageSpec, run_stage
 
 Progress = Callable[[int, int, str], None]

@@ -116,6 +116,7 @@ class StageContext:
         report_progress: Called with (steps done, steps in all, what is going on).
         config_dir: Folder of the configuration file, for relative paths in it.
         deepspeed: DeepSpeed's configuration, where the stage runs under it.
+        log_dir: Folder for logs that stay; None where none do.
     """
 
     payload_dir: Path
@@ -127,6 +128,7 @@ class StageContext:
     report_progress: Callable[[int, int, str], None]
     config_dir: Path | None = None
     deepspeed: dict[str, Any] | None = None
+    log_dir: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -22,6 +23,11 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the kernel had been asked
         sys.exit(1)
+
+
+def source_root() -> Path:
+    """The folder from which our packages are imported; a child finds them there wherever it is started."""
+    return Path(__file__).resolve().parent.parent
 
 
 if __name__ == "__main__":

@@ -131,6 +131,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
                 report_progress=report_progress if is_main else _ignore_progress,
                 config_dir=spec.config_dir,
                 deepspeed=spec.deepspeed,
+                log_dir=spec.stage_dir,
             )
             output = _execute(spec, context)
         if not is_main:
@@ -228,6 +229,7 @@ def main() -> int:
     """Run the stage of a specification file; 0 done, 1 failed, 2 the user's input is at fault."""
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request to a vLLM server
     if len(sys.argv) != 2:
         print("usage: python -m stages.run SPEC.json", file=sys.stderr)
         return 2

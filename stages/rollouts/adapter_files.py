@@ -16,6 +16,7 @@ from stages.ranks import Ranks
 from stages.rollouts.contract import PublishedAdapter
 
 _SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "rlhf-adapter-"
 
 
 class AdapterFiles:
@@ -41,14 +42,15 @@ class AdapterFiles:
         if ranks.is_main:
             chosen = parent or (_SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else scratch_dir)
             chosen.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.mkdtemp(prefix="rlhf-adapter-", dir=chosen)
+            folder = tempfile.mkdtemp(prefix=_PREFIX, dir=chosen)
             os.chmod(folder, 0o755)  # a server may run as another user
         self.folder = Path(ranks.broadcast(folder))
 
     def publish(self, role: str) -> PublishedAdapter:
         """Save an adapter as it is now, as the next version."""
         self._version += 1
-        name = f"{role}-v{self._version}"
+        # A server that runs for several stages knows their adapters by name.
+        name = f"{role}-v{self._version}-{self.folder.name.removeprefix(_PREFIX)}"
         folder = self.folder / name
         digest = ""
         if self._ranks.is_main:

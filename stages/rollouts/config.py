@@ -1,8 +1,9 @@
 """How responses are sampled, and by which engine. Imports pydantic only."""
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data.strict import StrictModel
 
@@ -18,7 +19,7 @@ class SamplingConfig(StrictModel):
 
 
 class VLLMConfig(StrictModel):
-    """Settings of the vLLM engine in this process."""
+    """Settings of a vLLM engine that the stage starts, in its process or as a server."""
 
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """Memory for the key-value cache on the CPU, in GiB."""
@@ -36,10 +37,13 @@ class VLLMConfig(StrictModel):
     """Under NF4: serve the dequantised weights that the trainer computes with, or the original ones."""
 
 
+_ADDRESS = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")
+
+
 class VLLMServerConfig(StrictModel):
     """`vllm serve`, spoken to over HTTP. Without `address` the stage starts one on this machine and ends it."""
 
-    address: str | None = Field(default=None, pattern=r"^https?://")
+    address: str | None = None
     """Of a server that runs already, `http://host:8000`. It has to be started with
     `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE --enable-lora --logprobs-mode processed_logprobs`."""
 
@@ -50,13 +54,20 @@ class VLLMServerConfig(StrictModel):
     """Folder for adapters that the server can read under the same path. Default: RAM-backed storage of this machine."""
 
     startup_timeout_seconds: float = Field(default=600.0, gt=0)
-    """How long the stage waits for the server to answer."""
+    """How long the stage waits for a server that it started."""
 
     request_timeout_seconds: float = Field(default=300.0, gt=0)
     """How long it waits for one answer."""
 
     max_parallel_requests: int = Field(default=64, ge=1)
     """Requests under way at a time; vLLM batches them."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, address: str | None) -> str | None:
+        if address is not None and not _ADDRESS.fullmatch(address):
+            raise ValueError(f"found {address!r}, must be an address without a key in it; write it as http://host:8000")
+        return address
 
 
 ImportanceSampling = Literal["auto", "off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]

@@ -64,9 +64,8 @@ def build_engine(
         served = dequantized_base(base, model, shared_base.device.type, context.config_dir)
     length = max_prompt_tokens + config.max_new_tokens
     adapter_dir = config.server.adapter_dir if config.engine == "vllm_server" else None
-    files = AdapterFiles(
-        shared_base, model.base, None if adapter_dir is None else Path(adapter_dir), context.scratch_dir, ranks
-    )
+    parent = None if adapter_dir is None else Path(adapter_dir).expanduser().absolute()
+    files = AdapterFiles(shared_base, model.base, parent, context.scratch_dir, ranks)
     try:
         backend = _backend(
             config,
@@ -122,6 +121,6 @@ def _backend(
         eos_token_id=tokenizer.eos_token_id,
         max_length=max_length,
         seed=context.seed,
-        log_path=context.scratch_dir / "vllm.log",
+        log_path=(context.log_dir or context.scratch_dir) / "vllm.log",
         ranks=ranks,
     )

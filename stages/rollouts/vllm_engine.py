@@ -98,6 +98,7 @@ class VLLMBackend:
                 temperature=sampling.temperature,
                 max_tokens=sampling.max_new_tokens,
                 stop_token_ids=[self._eos_token_id],
+                ignore_eos=True,  # the base's own; it may be another one than the tokenizer's
                 logprobs=0,
                 seed=seed,
                 detokenize=False,

@@ -11,7 +11,17 @@ from stages.rollouts.config import RolloutConfig
 from stages.rollouts.contract import Rollout, RolloutEngine
 from stages.rollouts.factory import build_engine
 from stages.seeds import row_seeds
-from tests.integration.vllm_parts import EOS, PAD, PROMPTS, SAMPLING, base_with_policy, largest_gap, model_section, move
+from tests.integration.vllm_parts import (
+    EOS,
+    PAD,
+    PROMPTS,
+    SAMPLING,
+    base_with_policy,
+    check_endings,
+    largest_gap,
+    model_section,
+    move,
+)
 from tests.unit.stages.parts import stage_context
 
 
@@ -58,3 +68,4 @@ def test_checklist_21_each_version_that_is_sent_is_the_one_that_acts(parts: tupl
         move(shared_base, 0.2, seed=version)
         # Not sent yet: the engine still acts with the version before, and the gap says so.
         assert largest_gap(shared_base, engine.generate(PROMPTS, SAMPLING, seeds=seeds)) > 1e-2
+    check_endings(engine)

@@ -12,7 +12,8 @@ from stages.models.loading import load_causal_lm
 from stages.models.shared_base import SharedBase
 from stages.models.tuning import attach_adapter, lora_config, save_adapter
 from stages.rollouts.config import SamplingConfig
-from stages.rollouts.contract import Rollout
+from stages.rollouts.contract import Rollout, RolloutEngine
+from stages.seeds import row_seeds
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
 SAMPLING = SamplingConfig(max_new_tokens=8, temperature=0.7)
@@ -54,3 +55,16 @@ def largest_gap(shared: SharedBase, rollouts: Sequence[Rollout], role: str = "po
     for row, rollout in enumerate(rollouts):
         engine[row, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
     return float((trainer - engine).abs().max())
+
+
+def check_endings(engine: RolloutEngine) -> None:
+    """A response ends with our EOS or at the limit, and the base's own EOS (2 in the tiny Llama) is a token."""
+    hot = SamplingConfig(max_new_tokens=40, temperature=2.0)  # nearly uniform over 320 tokens
+    rollouts = engine.generate([[5, 6]] * 64, hot, seeds=row_seeds(1, 64))
+    assert 0 < sum(rollout.finished for rollout in rollouts) < 64
+    for rollout in rollouts:
+        assert rollout.response_ids.count(EOS) == int(rollout.finished)
+        assert (rollout.response_ids[-1] == EOS) == rollout.finished
+        assert rollout.finished or len(rollout.response_ids) == 40
+        assert len(rollout.logprobs) == len(rollout.response_ids)
+    assert any(2 in rollout.response_ids for rollout in rollouts)

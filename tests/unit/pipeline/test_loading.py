@@ -49,8 +49,13 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         (
             ["ppo.rollout.engine=vlm"],
-            "--set ppo.rollout.engine=vlm: ppo.rollout.engine: found 'vlm', must be 'auto', 'hf' or 'vllm'. "
-            "Did you mean 'vllm'?",
+            "--set ppo.rollout.engine=vlm: ppo.rollout.engine: found 'vlm', must be 'auto', 'hf', 'vllm' or "
+            "'vllm_server'. Did you mean 'vllm'?",
+        ),
+        (
+            ["ppo.rollout.server.address=localhost:8000"],
+            "--set ppo.rollout.server.address=localhost:8000: ppo.rollout.server.address: found 'localhost:8000', "
+            "must be an address without a key in it; write it as http://host:8000",
         ),
         (
             ["ppo.kl_controller={type: adaptve}"],

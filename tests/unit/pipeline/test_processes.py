@@ -11,11 +11,12 @@ import pytest
 
 from data.errors import ConfigError
 from pipeline import server
-from pipeline.children import end_tree, run_child
+from pipeline.children import run_child
 from pipeline.commands.run import plan_run
 from pipeline.config import PipelineConfig
 from pipeline.console import duration, metrics_text, table
 from pipeline.launch import stage_environment
+from stages.process_tree import end_tree
 
 ROOT = Path(__file__).resolve().parents[3]
 
