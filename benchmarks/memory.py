@@ -40,6 +40,8 @@ from stages.models.loading import load_base_config
 from stages.models.sources import resolve_base
 
 _GIB, _MIB = 2**30, 2**20
+# mallopt(3): without it glibc keeps freed blocks of up to 32 MiB, and resident memory says little about tensors.
+_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 Row = Sequence[str]
 
@@ -204,7 +206,11 @@ def _conditions() -> dict[str, str]:
     )
     memory = psutil.virtual_memory().total / _GIB
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
-    return {"machine": f"{os.cpu_count()} cores, {cpu}, {memory:.0f} GiB", "versions": versions}
+    return {
+        "machine": f"{os.cpu_count()} cores, {cpu}, {memory:.0f} GiB",
+        "versions": versions,
+        _THRESHOLD: os.environ.get(_THRESHOLD, "default"),
+    }
 
 
 def _lines(path: Path) -> list[str]:
