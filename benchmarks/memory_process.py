@@ -211,6 +211,7 @@ def _backward(
             torch.ones(mask.shape),
             mask,
             clip_range=0.2,
+            dual_clip=None,
             num_tokens=num_tokens,
             importance_weights=None,
         )

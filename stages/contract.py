@@ -109,26 +109,25 @@ class StageContext:
     Attributes:
         payload_dir: Empty folder for the artifact's files; it becomes the artifact.
         scratch_dir: Folder for checkpoints and logs of trainers; removed when the stage is done.
-        keep_dir: Folder for what a failed stage leaves for people; not part of the artifact, never removed here.
+        stage_dir: Folder of this execution in its run: for logs, and for what a failed stage leaves. No part of the
+            artifact.
         seed: Seed of the run; a stage derives every random state from it.
         device: `cpu` or `cuda`.
         metrics: One JSON object a step, the source of truth.
         report_progress: Called with (steps done, steps in all, what is going on).
         config_dir: Folder of the configuration file, for relative paths in it.
         deepspeed: DeepSpeed's configuration, where the stage runs under it.
-        log_dir: Folder for logs that stay; None where none do.
     """
 
     payload_dir: Path
     scratch_dir: Path
-    keep_dir: Path
+    stage_dir: Path
     seed: int
     device: Literal["cpu", "cuda"]
     metrics: MetricsWriter
     report_progress: Callable[[int, int, str], None]
     config_dir: Path | None = None
     deepspeed: dict[str, Any] | None = None
-    log_dir: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -124,14 +124,13 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
             context = StageContext(
                 payload_dir=payload_dir,
                 scratch_dir=scratch_dir,
-                keep_dir=spec.stage_dir / "kept",
+                stage_dir=spec.stage_dir,
                 seed=spec.seed,
                 device=spec.device,
                 metrics=metrics,
                 report_progress=report_progress if is_main else _ignore_progress,
                 config_dir=spec.config_dir,
                 deepspeed=spec.deepspeed,
-                log_dir=spec.stage_dir,
             )
             output = _execute(spec, context)
         if not is_main:

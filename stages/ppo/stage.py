@@ -224,8 +224,9 @@ def _train(
             found = trainer.step(repeated)
         except StageError as error:
             # Whatever was not finite or not agreed on was not applied: the weights are those of the last good update.
-            save_state(context.keep_dir, trainer, learners, base_spec=model.base)
-            raise StageError(f"{error}. The state before it is kept in {context.keep_dir}") from error
+            kept = context.stage_dir / "kept"
+            save_state(kept, trainer, learners, base_spec=model.base)
+            raise StageError(f"{error}. The state before it is kept in {kept}") from error
         metrics |= {name: value for name, value in found.items() if math.isfinite(value)}
         context.metrics.write(step + 1, found)
         context.report_progress(step + 1, config.steps, _progress_text(found))

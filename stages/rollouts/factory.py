@@ -121,6 +121,6 @@ def _backend(
         eos_token_id=tokenizer.eos_token_id,
         max_length=max_length,
         seed=context.seed,
-        log_path=(context.log_dir or context.scratch_dir) / "vllm.log",
+        log_path=context.stage_dir / "vllm.log",
         ranks=ranks,
     )

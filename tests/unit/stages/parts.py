@@ -158,7 +158,7 @@ def stage_context(folder: Path, *, seed: int = 5) -> StageContext:
     return StageContext(
         payload_dir=folder / "payload",
         scratch_dir=folder / "scratch",
-        keep_dir=folder / "kept",
+        stage_dir=folder,
         seed=seed,
         device="cpu",
         metrics=NullMetricsWriter(),

@@ -30,6 +30,7 @@ def _context(tmp_path: Path, progress: list[tuple[int, int, str]] | None = None)
     return StageContext(
         payload_dir=tmp_path / "payload",
         scratch_dir=tmp_path / "scratch",
+        stage_dir=tmp_path,
         seed=9,
         device="cpu",
         metrics=MetricsWriter(tmp_path / "metrics.jsonl"),

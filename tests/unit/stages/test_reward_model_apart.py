@@ -175,7 +175,7 @@ def test_evaluation_scores_the_text_of_both_policies(chain: Chain) -> None:
 
 
 def test_checklist_37_ppo_starts_its_critic_from_sft_with_values_of_zero(chain: Chain, sft_run: Executed) -> None:
-    assert chain.ppo.manifest["notes"]["critic_initialisation"].startswith("SFT adapter with a value head of zeros")
+    assert chain.ppo.manifest["notes"]["critic_initialisation"].startswith("SFT adapter, with a value head of zeros")
     rows = read_metrics(chain.ppo.spec.stage_dir / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3] and rows[0]["objective/kl"] == 0.0
     before, after = adapter_state(sft_run.artifact.path), adapter_state(chain.ppo.artifact.path)

@@ -39,6 +39,7 @@ def run(tmp_path: Path, config: dict[str, Any], folder: str = "out") -> tuple[St
         context = StageContext(
             payload_dir=payload,
             scratch_dir=tmp_path / folder,
+            stage_dir=tmp_path / folder,
             seed=0,
             device="cpu",
             metrics=metrics,

@@ -135,11 +135,18 @@ def test_checklist_01_04_padding_changes_neither_kl_nor_loss_and_costs_nothing(f
         advantages, returns = estimate_gae(rewards, values, mask, gamma=0.99, gae_lambda=0.9)
         old = policy - 0.1 * torch.sin(columns.float())
         policy_loss = ppo_policy_loss(
-            policy, old, advantages, mask, clip_range=0.05, num_tokens=12, importance_weights=None
+            policy, old, advantages, mask, clip_range=0.05, dual_clip=None, num_tokens=12, importance_weights=None
         )
         value_loss = ppo_value_loss(values, values + 0.3, returns, mask, value_clip_range=0.2, num_tokens=12)
         nothing = ppo_policy_loss(
-            policy, policy, torch.where(mask, 0.0, 1e30), mask, clip_range=0.2, num_tokens=12, importance_weights=None
+            policy,
+            policy,
+            torch.where(mask, 0.0, 1e30),
+            mask,
+            clip_range=0.2,
+            dual_clip=None,
+            num_tokens=12,
+            importance_weights=None,
         )
         assert nothing.loss.item() == 0.0
         losses = torch.stack([*policy_loss, *value_loss])
