@@ -67,7 +67,7 @@ class PPOConfig(StrictModel):
 
     critic_init: Literal["auto", "reward_model", "zero"] = "auto"
     """Where the critic starts: `reward_model` copies its adapter and head (Stiennon et al. 2020, appendix B.1), `zero`
-    the SFT adapter, with a head that says 0: the mean of normalised scores. `auto` is `reward_model` where it can be."""
+    the SFT adapter with a head that says 0, the mean of normalised scores. `auto` is `reward_model` where it can be."""
 
     critic_learning_rate: float | None = Field(default=None, gt=0)
     """Learning rate of the critic's adapter and head. Default: `learning_rate`."""
