@@ -9,9 +9,13 @@ from tests.tiny import Family, tiny_model_dir
 from tests.unit.stages.parts import Executed, Folders, dataset, executed, model_config, save_random_adapter, stage_spec
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Products of this size only lose by a second thread, most of all beside other work on the machine."""
+    """Products of this size only lose by a second thread, most of all beside other work on the machine.
+
+    Of the session, so that the runs below, which are too, start after it: another number of threads is another
+    rounding, and the same run is to give the same bits.
+    """
     import torch
 
     threads = torch.get_num_threads()

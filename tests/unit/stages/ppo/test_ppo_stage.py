@@ -15,8 +15,15 @@ from stages.artifacts import verify_artifact
 from stages.metrics import read_metrics
 from stages.models.config import ModelConfig
 from stages.models.tuning import adapter_state
+from stages.ppo import stage as stage_module
+from stages.ppo import trainer as trainer_module
 from stages.ppo.config import PPOConfig
-from tests.unit.stages.parts import Executed, executed, stage_spec
+from stages.ppo.state import load_state
+from stages.ppo.trainer import PPOTrainer
+from tests.unit.stages.parts import Executed, FoldersOf, executed, snapshot, stage_spec
+from tests.unit.stages.ppo.trainers import MakeTrainer, learners, policy_parameters, spy
+
+ROLES = ("reference", "reward", "critic")
 
 
 def _again(run: Executed, outputs: Path, **settings: Any) -> Executed:
@@ -81,3 +88,102 @@ def test_a_stage_without_a_single_update_fails(
 def test_checklist_06_prompts_that_do_not_fit_are_an_error(ppo_run: Executed, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ppo: all 100 prompts are longer than ppo.max_prompt_tokens=1"):
         _again(ppo_run, tmp_path, max_prompt_tokens=1)
+
+
+@pytest.mark.parametrize(("estimator", "responses"), [("rloo", 4), ("grpo", 2), ("reinforce_plus_plus", 1)])
+def test_a_stage_without_a_critic_loads_none(
+    ppo_run: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimator: str, responses: int
+) -> None:
+    calls = spy(monkeypatch, PPOTrainer, "step")
+    found = _again(ppo_run, tmp_path, advantage_estimator=estimator, responses_per_prompt=responses)
+    (trainer, _), _, _ = calls[0]
+    assert trainer.models.value_head is None and learners(trainer).keys() == {"policy"}
+    assert set(trainer.models.shared_base.peft_model.peft_config) == {"policy", "reference", "reward"}
+    assert found.manifest["notes"]["critic_initialisation"] == f"none: {estimator} has no critic"
+    assert not [name for name in found.manifest["metrics"] if name.startswith("value/")]
+    verify_artifact(found.artifact, found.manifest["files"])
+    before, after = adapter_state(ppo_run.spec.inputs["policy"].path), adapter_state(found.artifact.path)
+    assert before.keys() == after.keys() and not any(torch.equal(before[key], after[key]) for key in before)
+    # 8 episodes a step: 8 / responses prompts, each as often as it has responses, others in the next step.
+    steps = [[tuple(prompt) for prompt in args[1]] for args, _, _ in calls]
+    assert [len(prompts) for prompts in steps] == [8] * 3
+    groups = [prompts[::responses] for prompts in steps]
+    assert steps == [[prompt for prompt in group for _ in range(responses)] for group in groups]
+    assert len({prompt for group in groups for prompt in group}) == 24 // responses
+
+
+@pytest.mark.parametrize("start", ["zero", "reward_model"])
+def test_checklist_37_the_critic_starts_where_it_is_told(
+    ppo_run: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    calls = spy(monkeypatch, trainer_module, "collect_experience")
+    starts: dict[str, list[torch.Tensor]] = {}
+    original = PPOTrainer.__init__
+
+    def remember(self: PPOTrainer, **parts: Any) -> None:
+        original(self, **parts)
+        starts.update({role: snapshot(parts["models"].shared_base.parameters(role)) for role in ROLES})
+
+    monkeypatch.setattr(PPOTrainer, "__init__", remember)
+    found = _again(ppo_run, tmp_path, critic_init=start, steps=1)
+    values = calls[0][2].values
+    same_as = [role for role in ROLES[:2] if all(map(torch.equal, starts["critic"], starts[role]))]
+    note = found.manifest["notes"]["critic_initialisation"]
+    if start == "zero":
+        assert not values.any() and same_as == ["reference"]
+        assert note == "SFT adapter, with a value head of zeros"
+        return
+    assert same_as == ["reward"] and note.startswith("reward model, with its normalisation")
+    assert values.abs().max() > 0.01
+
+
+def test_checklist_49_the_state_before_the_failure_is_kept_and_loads(
+    ppo_run: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: MakeTrainer, folders: FoldersOf
+) -> None:
+    assert ppo_run.spec.model["base"] == str(folders("llama").base)
+    judge = LearnedReward.__call__
+    states: list[list[torch.Tensor]] = []
+    original_step = PPOTrainer.step
+
+    def step(self: PPOTrainer, prompts: Any) -> dict[str, float]:
+        found = original_step(self, prompts)
+        states.append(snapshot(policy_parameters(self)))
+        return found
+
+    monkeypatch.setattr(PPOTrainer, "step", step)
+    monkeypatch.setattr(
+        LearnedReward, "__call__",
+        lambda self, episodes: judge(self, episodes) if not states else [math.nan] * len(episodes),
+    )  # fmt: skip
+    kept = tmp_path / "run" / "ppo" / "kept"
+    with pytest.raises(StageError, match=r"1 batches or .*not finite \(scores\).* is kept in ") as caught:
+        _again(ppo_run, tmp_path, max_bad_steps=0)
+    assert str(caught.value).endswith(f"The state before it is kept in {kept}")
+    assert len(states) == 1
+    fresh = make(PPOConfig.model_validate(ppo_run.spec.config))
+    load_state(kept, fresh, learners(fresh))
+    assert all(map(torch.equal, policy_parameters(fresh), states[0]))
+    assert fresh.num_steps == 1 and fresh.bad_steps.count == 1
+
+
+def test_demonstrations_are_mixed_in_and_have_to_fit(
+    ppo_run: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "policy/ptx_loss" not in ppo_run.manifest["metrics"]
+    kept = spy(monkeypatch, stage_module, "_demonstrations")
+    found = _again(ppo_run, tmp_path, steps=1, ptx_coef=0.5)
+    assert 0 < found.manifest["metrics"]["policy/ptx_loss"] < 20
+    rows = kept[0][2]
+    assert len(rows) == 100
+    # The shortest prompt, and a response: exactly as much as the shortest demonstration needs, and one less.
+    shortest, response = min(len(prompt) for prompt, _ in rows), len(rows[0][1])
+    settings = {"steps": 1, "ptx_coef": 0.5, "max_prompt_tokens": shortest}
+    rollout = {"engine": "hf", "max_new_tokens": response}
+    _again(ppo_run, tmp_path / "fits", **settings, rollout=rollout)
+    assert kept[1][2] == [row for row in rows if len(row[0]) == shortest]
+    with pytest.raises(
+        DataError,
+        match=rf"ppo.ptx_coef=0.5 needs demonstrations, but none of 100 has at most {shortest + response - 1} tokens "
+        r"\(ppo.max_prompt_tokens \+ ppo.rollout.max_new_tokens\); set `ppo.ptx_coef: 0` or raise one of the two",
+    ):
+        _again(ppo_run, tmp_path / "short", **settings, rollout=rollout | {"max_new_tokens": response - 1})

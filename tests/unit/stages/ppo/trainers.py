@@ -1,8 +1,10 @@
 """PPO trainers on a tiny Llama with generation by transformers and stub rewards, as the tests take them apart."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ from stages.models.scalar_head import ScoreNormalization, ValueHead
 from stages.models.shared_base import SharedBase
 from stages.models.tuning import score_weight
 from stages.ppo.config import PPOConfig
-from stages.ppo.experience import PPOModels
+from stages.ppo.experience import Experience, PPOModels, collect_experience
 from stages.ppo.guard import BadStepCounter
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.update import Demonstration, Update
@@ -156,3 +158,65 @@ def trained(trainer: PPOTrainer) -> list[Tensor]:
     base, head = trainer.models.shared_base, trainer.models.value_head
     critic = [] if head is None else [*base.parameters("critic"), *head.parameters()]
     return [*policy_parameters(trainer), *critic]
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any], Any]
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Call]:
+    """Record the calls of a function with their results."""
+    calls: list[Call] = []
+    original = getattr(owner, name)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        calls.append((args, kwargs, result))
+        return result
+
+    monkeypatch.setattr(owner, name, wrapper)
+    return calls
+
+
+def cut_short(rollout: Rollout) -> Rollout:
+    """End a response at the first token that 4 divides, so that responses differ in length."""
+    length = next((n + 1 for n, token in enumerate(rollout.response_ids) if token % 4 == 0), len(rollout.response_ids))
+    return replace(rollout, response_ids=rollout.response_ids[:length], logprobs=rollout.logprobs[:length])
+
+
+def made_up_experience(trainer: PPOTrainer, lengths: Sequence[int], *, seed: int = 71) -> Experience:
+    """Experience of random responses of these lengths to the first prompts, without an engine."""
+    responses = random_rows(lengths, seed=seed)
+    rollouts = [
+        Rollout(tuple(prompt), tuple(response), (-1.0,) * len(response), True)
+        for prompt, response in zip(PROMPTS, responses, strict=False)
+    ]
+    temperature = trainer.config.rollout.temperature
+    return collect_experience(rollouts, trainer.models, temperature=temperature, microbatch_size=8)
+
+
+def gradients_at_steps(monkeypatch: pytest.MonkeyPatch, trainer: PPOTrainer, role: str) -> list[list[Tensor]]:
+    """Copies of a role's gradients, one list for each optimizer step, which is then not made."""
+    adam = optimizer(trainer, role)
+    found: list[list[Tensor]] = []
+
+    def record() -> None:
+        found.append([weight.grad.clone() for group in adam.param_groups for weight in group["params"]])
+
+    monkeypatch.setattr(adam, "step", record)
+    return found
+
+
+def move(parameters: Sequence[Tensor], *, scale: float, seed: int = 3) -> None:
+    """Add normal noise to parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
+
+
+def zero_value_head(trainer: PPOTrainer) -> None:
+    """Let the critic say 0."""
+    assert trainer.models.value_head is not None
+    with torch.no_grad():
+        for parameter in trainer.models.value_head.parameters():
+            parameter.zero_()
