@@ -154,7 +154,8 @@ class DeepSpeedLearner:
         saved = state["single_partition_of_fp32_groups"]
         with torch.no_grad():
             for partition, values in zip(zero.single_partition_of_fp32_groups, saved, strict=True):
-                partition.copy_(values)
+                # The last ranks' partitions end in padding, which is not saved.
+                partition[: values.numel()].copy_(values)
 
 
 class _ParameterHolder(nn.Module):

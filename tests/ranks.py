@@ -58,18 +58,18 @@ def run_on_ranks(function: str, folder: Path, *, size: int, **arguments: Any) ->
 
 
 def _wait(processes: "list[subprocess.Popen[bytes]]", folder: Path) -> None:
-    """Until all are done, or the first has failed: the others would wait for it."""
+    """Until all are done, or one has failed: the others would wait for it."""
     deadline = time.monotonic() + SECONDS
-    while any(process.poll() is None for process in processes):
-        failed = [rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)]
-        if failed or time.monotonic() > deadline:
-            break
+    codes: list[int | None] = [None] * len(processes)
+    while not all(code == 0 for code in codes):
+        codes = [process.poll() for process in processes]
+        bad = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+        if bad or time.monotonic() > deadline:
+            rank = bad[0] if bad else codes.index(None)
+            log = (folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace")[-6000:]
+            what = f"ended with {codes[rank]}" if bad else f"takes more than {SECONDS:.0f} seconds"
+            raise RuntimeError(f"rank {rank} {what}:\n{log}")
         time.sleep(0.05)
-    for rank, process in enumerate(processes):
-        if process.poll() != 0:
-            state = "takes too long" if process.poll() is None else f"ended with {process.poll()}"
-            log = (folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace")[-4000:]
-            raise RuntimeError(f"rank {rank} {state}:\n{log}")
 
 
 def main() -> None:
