@@ -26,6 +26,7 @@ demo: env
 test: env-test browser lint types imports
 	$(BIN)/python -m pytest
 	$(MAKE) mutants
+	$(MAKE) faults
 
 env: $(VENV)/.installed-$(subst $(comma),-,$(or $(EXTRAS),base))
 

@@ -184,7 +184,7 @@ def test_checklist_37_ppo_starts_its_critic_from_sft_with_values_of_zero(chain: 
     model = ModelConfig.model_validate(sft_run.spec.model)
     shared = SharedBase(load_causal_lm(model.base, model, "cpu"), model)
     shared.add_adapter("reference", sft_run.artifact.path, trainable=False)
-    head, _ = ppo_stage._start_critic(shared, chain.reward_model.artifact.path)
+    head, _ = ppo_stage._start_critic(PPOConfig(), shared, chain.reward_model.artifact.path)
     pairs = zip(shared.parameters("critic"), shared.parameters("reference"), strict=True)
     assert all(torch.equal(own, start) and own.requires_grad for own, start in pairs)
     values = head(torch.randn(2, 3, shared.hidden_size))

@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rewards.learned import LearnedReward
 from stages.models.scalar_head import ScoreHead, ScoreNormalization
 from stages.models.score_model import SharedBaseScoreModel
 from stages.models.tuning import score_weight
+from stages.ppo import update as update_module
 from stages.rollouts.contract import Rollout
 from tests.unit.stages.parts import PAD, FoldersOf, all_roles, same, snapshot
 from tests.unit.stages.ppo.trainers import PROMPTS, MakeTrainer, cut_short, optimizer, ppo_config, spy, trained
@@ -72,13 +74,13 @@ def test_checklist_38_each_loss_moves_its_own_adapter_alone(
     make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, silent: str
 ) -> None:
     if silent == "policy":
-        original = trainer_module.ppo_policy_loss
+        original = update_module.ppo_policy_loss
 
         def nothing(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             return result._replace(loss=result.loss * 0.0)
 
-        monkeypatch.setattr(trainer_module, "ppo_policy_loss", nothing)
+        monkeypatch.setattr(update_module, "ppo_policy_loss", nothing)
     trainer = make(ppo_config(value_coef=0.0 if silent == "critic" else 0.1))
     base = trainer.models.shared_base
     before = {role: snapshot(base.parameters(role)) for role in ("policy", "critic")}
