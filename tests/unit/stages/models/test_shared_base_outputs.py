@@ -149,7 +149,9 @@ def test_checklist_01_04_padding_changes_neither_kl_nor_loss_and_costs_nothing(f
             importance_weights=None,
         )
         assert nothing.loss.item() == 0.0
-        losses = torch.stack([loss for loss in (*policy_loss, *value_loss) if loss is not policy_loss.dual_clip_fraction])
+        losses = torch.stack(
+            [loss for loss in (*policy_loss, *value_loss) if loss is not policy_loss.dual_clip_fraction]
+        )
         return torch.cat([(kl * mask).sum(dim=1), rewards.sum(dim=1), losses])
 
     expected = figures(narrow)
