@@ -43,11 +43,6 @@ class Targets:
     importance_weights: Float[Tensor, "B T"] | None
     kl_coef: float
 
-    def finite_check(self) -> dict[str, float]:
-        """One figure for each tensor that is finite only if the tensor is."""
-        tensors = {"advantages": self.advantages, "returns": self.returns}
-        return {name: float(values.sum()) for name, values in tensors.items() if values is not None}
-
 
 class Update:
     """Makes the optimizer steps of one PPO step after the other."""

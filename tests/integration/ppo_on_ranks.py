@@ -93,6 +93,8 @@ def everything(ranks: Ranks, base: str, policy: str, reward: str, kept: str) -> 
             sharded = partial(make_learner, deepspeed=zero(stage))
             found[f"learner_zero{stage}"] = learning(ranks, sharded, unused_on_a_rank=False)
             found[f"zero{stage}"] = steps(ranks, folders, Path(kept) / f"zero{stage}", zero(stage))
+        sharded = partial(make_learner, deepspeed=zero(3))  # no parameter is sharded: as stage 2
+        found["learner_zero3"] = learning(ranks, sharded, unused_on_a_rank=False)
     return found
 
 

@@ -132,7 +132,7 @@ def test_checklist_50_ranks_go_on_from_a_saved_state(single: Found, together: li
     assert uninterrupted == loaded
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_sharded_learner_lives_as_a_replicated_one(together: list[Found], stage: int) -> None:
     """Clipping, steps that are not applied and NaN included; see `tests.unit.stages.on_ranks`."""
     alone = on_ranks.replicated(Ranks())

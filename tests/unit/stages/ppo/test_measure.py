@@ -28,6 +28,7 @@ def test_checklist_44_step_metrics_are_masked() -> None:
     rewards = torch.tensor([[-0.5, 2.0, 0.0], [1.0, 0.0, 0.0]])
     found = step_metrics(_experience(), torch.tensor([2.0, 4.0]), rewards, returns, kl_coef=0.3)
     assert found["objective/kl"] == pytest.approx(0.5)  # rows: 0.5 + 1.0 and -0.5
+    assert found["objective/kl_stderr"] == pytest.approx(1.0)  # 1.5 and -0.5: deviation sqrt(2), over sqrt(2)
     assert found["objective/kl_coef"] == 0.3
     assert found["objective/scores"] == 3.0 and found["objective/scores_std"] == 1.0
     assert found["objective/rewards"] == pytest.approx(1.25)  # rows: 1.5 and 1.0
@@ -41,6 +42,17 @@ def test_checklist_44_step_metrics_are_masked() -> None:
     assert found["rollout/logprob_delta_mean"] == pytest.approx(0.1 / 3, abs=1e-6)
     assert found["rollout/logprob_delta_rms"] == pytest.approx((0.05 / 3) ** 0.5, abs=1e-6)
     assert found["rollout/logprob_delta_max"] == pytest.approx(0.2, abs=1e-6)
+
+
+def test_one_response_has_no_standard_error_and_no_critic_no_values() -> None:
+    both = _experience()
+    one = Experience(
+        both.rollouts[:1], MASK[:1], both.rollout_logprobs[:1], both.old_logprobs[:1], both.ref_logprobs[:1],
+        both.entropy[:1], None,
+    )  # fmt: skip
+    found = step_metrics(one, torch.tensor([2.0]), torch.zeros(1, 3), None, kl_coef=0.0)
+    assert found["objective/kl"] == pytest.approx(1.5) and found["objective/kl_stderr"] == 0.0
+    assert not [name for name in found if name.startswith("value/")]
 
 
 def test_rows_are_averaged() -> None:

@@ -8,7 +8,7 @@ import torch
 from stages.algorithms.masking import masked_mean, masked_var
 from stages.ppo import trainer as trainer_module
 from stages.rollouts.contract import Rollout
-from tests.unit.stages.ppo.trainers import PROMPTS, MakeTrainer, ppo_config, spy
+from tests.unit.stages.ppo.trainers import PROMPTS, MakeTrainer, ppo_config, spy, zero_value_head
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,27 @@ def test_checklist_30_the_adaptive_coefficient_moves_after_the_step(make: MakeTr
     expected = 0.5 * (1 + 0.2 * 8 / 100)
     assert trainer.kl_controller.value == pytest.approx(expected)
     assert trainer.step(PROMPTS)["objective/kl_coef"] == pytest.approx(expected)
+
+
+def test_checklist_30_the_adaptive_coefficient_acts_in_the_loss_too(
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = {"type": "adaptive", "target": 1e-6, "horizon": 10.0}
+    config = ppo_config(
+        kl_coef=0.5, kl_controller=controller, kl_placement="loss", kl_estimator="k2", num_ppo_epochs=1,
+        minibatch_size=8,
+    )  # fmt: skip
+    trainer = make(config, reward=lambda episodes: [0.0] * len(episodes), moved=True)
+    zero_value_head(trainer)  # the KL is all that the loss has
+    calls = spy(monkeypatch, trainer, "update")
+    rows = [trainer.step(PROMPTS) for _ in range(2)]
+    for (experience, targets), row, coefficient in zip(
+        [call[0] for call in calls], rows, (0.5, 0.5 * (1 + 0.2 * 8 / 10)), strict=True
+    ):
+        assert targets.kl_coef == pytest.approx(coefficient)
+        ratio = (experience.old_logprobs - experience.ref_logprobs)[experience.response_mask]
+        # The first minibatch has ratio 1; there is no second one.
+        assert row["policy/loss"] == pytest.approx(coefficient * 0.5 * ratio.square().mean().item(), rel=1e-3)
 
 
 def test_scores_are_normalised_and_clipped_on_their_way_to_the_rewards(
