@@ -195,7 +195,7 @@ class PPOTrainer:
         delta = (experience.old_logprobs - experience.rollout_logprobs)[experience.response_mask]
         rms = float(delta.square().mean().sqrt())
         bound = self.config.rollout.max_logprob_delta_rms
-        if not rms <= bound:
+        if rms > bound:
             raise StageError(
                 f"step {self.num_steps + 1}: log-probabilities of trainer and rollout engine differ by {rms:.3f} nats "
                 f"(RMS); at most ppo.rollout.max_logprob_delta_rms={bound} is expected of one policy in two "
