@@ -55,6 +55,8 @@ class AdapterFiles:
         digest = ""
         if self._ranks.is_main:
             save_adapter(self._shared_base.peft_model, role, folder, base_spec=self._base_spec)
+            for file in folder.iterdir():
+                file.chmod(0o644)  # safetensors writes for its owner alone
             digest = folder_digest(folder)
         return PublishedAdapter(self._version, name, folder, self._ranks.broadcast(digest))
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data.errors import ConfigError
 from stages.contract import StageContext
 from stages.models.config import ModelConfig
@@ -83,9 +85,10 @@ def build_engine(
         backend,
         shared_base,
         files,
-        SyncProof(SyncBounds.of(model.dtype), agreement_is_fatal=not serves_original),
+        SyncProof(SyncBounds.of(model.dtype), same_weights=not serves_original),
         probe_prompts=prompts[: config.num_probe_prompts],
         pad_token_id=tokenizer.pad_token_id,
+        dtype=getattr(torch, model.dtype),
     )
 
 

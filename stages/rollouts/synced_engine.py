@@ -1,6 +1,7 @@
 """A rollout engine with a base of its own: publish the adapter, load it there, prove that it acts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,7 @@ class SyncedEngine:
         *,
         probe_prompts: Sequence[Sequence[int]],
         pad_token_id: int,
+        dtype: torch.dtype,
     ) -> None:
         """Put the parts together; no policy is loaded yet.
 
@@ -36,6 +38,7 @@ class SyncedEngine:
             proof: Judges each sync.
             probe_prompts: Prompts of the kind that is sampled, as token ids.
             pad_token_id: Fills shorter prompts; it never counts.
+            dtype: Type in which the engine holds adapters.
         """
         self._backend = backend
         self._shared_base = shared_base
@@ -43,6 +46,7 @@ class SyncedEngine:
         self._proof = proof
         self._probe_prompts = [list(prompt) for prompt in probe_prompts]
         self._pad_token_id = pad_token_id
+        self._dtype = dtype
         self._current: PublishedAdapter | None = None
 
     def load_policy(self, role: str) -> PolicyVersion:
@@ -81,7 +85,21 @@ class SyncedEngine:
 
     @torch.no_grad()
     def _trainer_probe(self, role: str) -> Float[Tensor, "K V"]:
+        """What the trainer computes with the adapter as the engine holds it (see `sync_proof`)."""
         input_ids, attention_mask = left_pad(self._probe_prompts, self._pad_token_id)
         device = self._shared_base.device
-        with self._shared_base.role(role):
+        with self._shared_base.role(role), _rounded(self._shared_base.parameters(role), self._dtype):
             return self._shared_base.next_token_logprobs(input_ids.to(device), attention_mask.to(device)).cpu()
+
+
+@contextmanager
+def _rounded(parameters: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
+    """Round parameters to a type and give them back their bits at the end. Without gradients only."""
+    originals = [parameter.clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.copy_(parameter.to(dtype))
+    try:
+        yield
+    finally:
+        for parameter, original in zip(parameters, originals, strict=True):
+            parameter.copy_(original)
