@@ -65,7 +65,7 @@ def test_checklist_21_each_version_that_is_sent_is_the_one_that_acts(parts: tupl
         assert rollouts != stale
         assert engine.generate(PROMPTS, SAMPLING, seeds=seeds) == rollouts
         stale = rollouts
-        move(shared_base, 0.2, seed=version)
+        move(shared_base, 0.05, seed=version)  # no further: the likeliest tokens of two versions have to overlap
         # Not sent yet: the engine still acts with the version before, and the gap says so.
         assert largest_gap(shared_base, engine.generate(PROMPTS, SAMPLING, seeds=seeds)) > 1e-2
     check_endings(engine)
