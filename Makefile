@@ -24,7 +24,8 @@ demo: env
 	$(BIN)/rlhf run configs/quickstart.yaml
 
 test: env-test browser lint types imports
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/contract
+	$(BIN)/python -m pytest tests/integration tests/gpu
 	$(MAKE) mutants
 	$(MAKE) faults
 
