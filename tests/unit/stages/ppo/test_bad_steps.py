@@ -66,9 +66,9 @@ def test_checklist_49_a_batch_with_broken_logprobs_is_skipped(make: MakeTrainer)
     assert same(before, trained(trainer)) and trainer.bad_steps.count == 1
 
 
-@pytest.mark.parametrize("which", ["ppo_policy_loss", "ppo_value_loss"])
+@pytest.mark.parametrize(("which", "name"), [("ppo_policy_loss", "policy/loss"), ("ppo_value_loss", "value/loss")])
 def test_checklist_49_one_minibatch_alone_is_skipped(
-    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, which: str
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, which: str, name: str
 ) -> None:
     original, calls = getattr(update_module, which), []
 
@@ -88,7 +88,10 @@ def test_checklist_49_one_minibatch_alone_is_skipped(
         return row
 
     monkeypatch.setattr(trainer.update, "_minibatch", remember)
-    trainer.step(PROMPTS)
+    with caplog.at_level(logging.WARNING):
+        metrics = trainer.step(PROMPTS)
+    assert caplog.messages == [f"step 1: {name} not finite; update skipped"]
+    assert metrics["policy/updates"] == 3.0 and not math.isfinite(metrics[name])
     # Four minibatches of two microbatches each; the third microbatch belongs to the second minibatch.
     assert trainer.bad_steps.count == 1
     assert [same(states[n], states[n + 1]) for n in range(3)] == [True, False, False]
