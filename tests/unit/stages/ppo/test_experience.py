@@ -1,6 +1,7 @@
 """Experience: rows in the rollouts' order whatever the microbatches, zeros on padding, one temperature for all."""
 
-from dataclasses import fields
+import math
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -92,3 +93,13 @@ def test_checklist_17_policy_and_reference_get_the_sampling_temperature(
     monkeypatch.setattr(SharedBase, "response_logprobs", spy)
     _collect(models, ROLLOUTS, 2)
     assert seen == [0.8] * 4
+
+
+@pytest.mark.parametrize("name", ["rollout_logprobs", "old_logprobs", "ref_logprobs", "entropy", "values"])
+def test_checklist_49_one_number_that_is_none_shows_wherever_it_is(models: PPOModels, name: str) -> None:
+    experience = _collect(models, ROLLOUTS, 4)
+    assert experience.is_finite() and replace(experience, values=None).is_finite()
+    for number in (math.nan, math.inf):
+        broken = getattr(experience, name).clone()
+        broken[1, 2] = number
+        assert not replace(experience, **{name: broken}).is_finite()
