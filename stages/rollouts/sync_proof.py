@@ -165,8 +165,9 @@ class SyncProof:
         """
         self._check_identity(sent, loaded)
         now = _Seen.of(sent, engine, trainer)
+        self._check_finite(sent, now)
+        self._check_change(sent, now, trainer)  # first: where both fail, it says more
         self._check_agreement(sent, now)
-        self._check_change(sent, now, trainer)
         metrics = {"sync/version": float(sent.version), "sync/gap_rms": now.gap}
         if self._seen:
             metrics["sync/change_rms"] = rms(self._seen[-1].moved(trainer))
@@ -190,13 +191,15 @@ class SyncProof:
         self._names.add(loaded.name)
         self._paths.add(loaded.path)
 
-    def _check_agreement(self, sent: PublishedAdapter, now: _Seen) -> None:
+    def _check_finite(self, sent: PublishedAdapter, now: _Seen) -> None:
         for side, values in (("engine", now.engine), ("trainer", now.trainer)):
             if not bool(values.isfinite().all()):
                 raise SyncError(
                     f"{_where(sent)}: agreement: log-probabilities of the {side} on the probe prompts are not finite; "
                     f"numbers are needed. Look for weights that overflowed, and lower the learning rate"
                 )
+
+    def _check_agreement(self, sent: PublishedAdapter, now: _Seen) -> None:
         if now.gap <= self._bounds.max_gap:
             return
         text = (
@@ -248,7 +251,7 @@ class SyncProof:
             raise SyncError(
                 f"{_where(sent)}: correlation: since version {anchor.version} the trainer's log-probabilities on the "
                 f"probe prompts moved by {rms(trainer_moved):.2e} nats and the engine's by {rms(engine_moved):.2e} "
-                f"(RMS), correlated by {correlation:.2f}; at least {required:.2f} is needed: the engine runs another "
+                f"(RMS), correlated by {correlation:.3f}; at least {required:.3f} is needed: the engine runs another "
                 f"adapter, or caches of one. See its log; `rollout.engine: hf` needs no sync"
             )
         self._anchor = now
@@ -259,15 +262,17 @@ def _required_correlation(noise: float, *, same_weights: bool) -> float:
     """The least correlation of two movements of the same weights.
 
     With noise of variance s^2 and t^2 in one version of engine and trainer, s^2 + t^2 = g^2, a common movement of
-    variance m^2 is seen as m^2 + 2 s^2 and m^2 + 2 t^2: the correlation is at least m^2 / (m^2 + g^2). Where the
-    trainer's is seen as 3 g or more that is 7/8, and it goes to 1 as the movement outgrows the noise. Asked for is
-    0.5 at 3 g, and at most 0.95: room for noise that grows between two versions.
+    variance m^2 is seen as m^2 + 2 s^2 and m^2 + 2 t^2: the correlation is at least m^2 / (m^2 + g^2), about
+    1 - (g / m)^2. The noise of two versions is not the same. Asked for is what is left if it doubled,
+    1 - 4.5 (g / m)^2, up to 0.95; from there on, as float32 is, what is left if it grew tenfold, up to 0.999.
 
     Args:
         noise: g by the size of the trainer's movement, at most 1/3.
         same_weights: Whether both have the same base weights; other weights move a little apart.
     """
-    return min(0.95 if same_weights else 0.5, 1.0 - 4.5 * noise**2)
+    if not same_weights:
+        return 0.5
+    return max(min(0.95, 1.0 - 4.5 * noise**2), min(0.999, 1.0 - 100.0 * noise**2))
 
 
 def _where(sent: PublishedAdapter) -> str:

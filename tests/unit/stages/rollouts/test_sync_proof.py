@@ -182,6 +182,13 @@ def test_an_engine_that_repeats_an_earlier_version_is_stale_however_little_the_t
     )
 
 
+def test_where_both_fail_the_message_is_that_of_the_stale_engine() -> None:
+    proof = SyncProof(BOUNDS)
+    _check(proof, 1, START, START)
+    with pytest.raises(SyncError, match="version 2: change: .* those of version 1, bit for bit.* by 5.00e-01 nats"):
+        _check(proof, 2, START, START + 0.5)
+
+
 def test_an_engine_that_moves_in_the_last_bit_of_one_token_is_not_stale() -> None:
     proof = SyncProof(BOUNDS)
     _check(proof, 1, START, START)
@@ -241,8 +248,8 @@ def test_an_engine_that_moves_elsewhere_runs_another_adapter() -> None:
         SyncError,
         match=re.escape(
             "rollout engine, adapter version 2: correlation: since version 1 the trainer's log-probabilities on the "
-            "probe prompts moved by 5.00e-02 nats and the engine's by 4.00e-02 (RMS), correlated by 0.00; at least "
-            "0.95 is needed: the engine runs another adapter, or caches of one. See its log; `rollout.engine: hf` "
+            "probe prompts moved by 5.00e-02 nats and the engine's by 4.00e-02 (RMS), correlated by 0.000; at least "
+            "0.999 is needed: the engine runs another adapter, or caches of one. See its log; `rollout.engine: hf` "
             "needs no sync"
         ),
     ):
@@ -270,14 +277,17 @@ def test_a_fault_that_widens_the_gap_does_not_hide_itself_as_noise() -> None:
     """The gap of the faulty version is 0.19, and thrice that is more than the trainer moved."""
     proof = SyncProof(BOUNDS)
     _check(proof, 1, START + 0.001, START)
-    with pytest.raises(SyncError, match=r"correlation: .* correlated by 0\.00; at least 0\.95"):
+    with pytest.raises(SyncError, match=r"correlation: .* correlated by 0\.000; at least 0\.99\d"):
         _check(proof, 2, START + 0.001 + _correlated(0.0, 0.001), START + 0.19 * ALTERNATING)
 
 
 @pytest.mark.parametrize(
     ("noise", "size", "required"),
     [
-        (0.0, 0.1, 0.95),
+        (0.0, 0.1, 0.999),
+        (1e-4, 0.1, 0.999),  # 1 - 100 / 1000^2 = 0.9999, capped
+        (1e-4, 0.005, 0.96),  # 1 - 100 / 50^2
+        (0.01, 0.4, 0.95),  # 1 - 100 / 40^2 = 0.9375; 1 - 4.5 / 40^2 = 0.997, capped
         (0.01, 0.2, 0.95),  # 1 - 4.5 / 20^2 = 0.98875, capped
         (0.01, 0.05, 0.82),  # 1 - 4.5 / 5^2
         (0.02, 0.0601, 0.5017),  # 1 - 4.5 / 3.005^2
@@ -286,12 +296,13 @@ def test_a_fault_that_widens_the_gap_does_not_hide_itself_as_noise() -> None:
 def test_the_required_correlation_grows_as_the_movement_outgrows_the_noise(
     noise: float, size: float, required: float
 ) -> None:
-    for difference, fails in ((-0.005, True), (0.005, False)):
-        proof = SyncProof(BOUNDS)
+    bounds = SyncBounds(max_gap=0.2, min_judged_change=0.001)
+    for difference, fails in ((-0.0005, True), (0.0005, False)):
+        proof = SyncProof(bounds)
         _check(proof, 1, START + noise, START)
         engine = START + noise + _correlated(required + difference, size)
         if fails:
-            with pytest.raises(SyncError, match=f"at least {required:.2f} is needed"):
+            with pytest.raises(SyncError, match=f"at least {required:.3f} is needed"):
                 _check(proof, 2, engine, START + size * ALTERNATING)
         else:
             metrics = _check(proof, 2, engine, START + size * ALTERNATING)
@@ -304,7 +315,7 @@ def test_other_weights_may_move_a_little_apart(correlation: float, fails: bool) 
     _check(proof, 1, START + 3.0, START)  # a gap of 3 nats is no noise: what precision explains is taken for it
     engine, trainer = START + 3.0 + _correlated(correlation, 4.0), START + 4.0 * ALTERNATING
     if fails:
-        with pytest.raises(SyncError, match=r"correlated by 0\.49; at least 0\.50 is needed"):
+        with pytest.raises(SyncError, match=r"correlated by 0\.490; at least 0\.500 is needed"):
             _check(proof, 2, engine, trainer)
     else:
         assert _check(proof, 2, engine, trainer)["sync/correlation"] == pytest.approx(0.51)
