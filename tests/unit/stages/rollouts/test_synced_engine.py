@@ -200,13 +200,8 @@ def test_the_role_that_is_named_is_the_one_that_is_sent(shared: SharedBase, fold
             r"version 2: agreement: .* differ by 0\.\d+ nats \(RMS\); at most 0\.002 .* another base or none",
         ),
         (SwappedBackend, r"version 2: agreement: .* differ by 0\.\d+ nats \(RMS\); at most 0\.002 "),
-<<<<<<< HEAD
         (ZeroedFileBackend, r"version 2: identity: .* the folder .*policy-v2-\w+ was changed on its way"),
-        (TwinBackend, r"version 2: correlation: since version 1 .* at least 0\.95 is needed"),
-=======
-        (ZeroedFileBackend, r"version 2: identity: .* the folder .*policy-v2 was changed on its way"),
         (TwinBackend, r"version 2: correlation: since version 1 .* at least 0\.9\d+ is needed"),
->>>>>>> h-syncfaults
     ],
 )
 def test_a_wrong_engine_is_caught_at_the_first_step(
