@@ -32,7 +32,7 @@ from stages.ppo.update import Demonstration, Update
 from stages.ranks import Ranks
 from stages.rollouts.contract import RolloutEngine
 from stages.rollouts.episodes import make_episode
-from stages.rollouts.factory import build_engine
+from stages.rollouts.factory import build_engine, serves_trainer_weights
 from stages.seeds import batch_rows
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,16 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         )
         try:
             trainer, learners = _make_trainer(
-                config, models, reward, engine, records, tokenizer, demonstrations, ranks, context
+                config,
+                models,
+                reward,
+                engine,
+                records,
+                tokenizer,
+                demonstrations,
+                ranks,
+                context,
+                same_weights=serves_trainer_weights(config.rollout, model),
             )
             engine.load_policy("policy")
             metrics = _train(trainer, learners, prompts, model, context)
@@ -164,6 +173,8 @@ def _make_trainer(
     demonstrations: Sequence[Demonstration],
     ranks: Ranks,
     context: StageContext,
+    *,
+    same_weights: bool,
 ) -> tuple[PPOTrainer, dict[str, Learner]]:
     """The trainer and the learners of its trained roles."""
 
@@ -202,6 +213,7 @@ def _make_trainer(
         bad_steps=bad_steps,
         ranks=ranks,
         seed=context.seed,
+        same_weights=same_weights,
     )
     return trainer, learners
 

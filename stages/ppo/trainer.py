@@ -53,6 +53,7 @@ class PPOTrainer:
         bad_steps: BadStepCounter,
         ranks: Ranks,
         seed: int,
+        same_weights: bool = True,
     ) -> None:
         """Put the parts together and make the controllers.
 
@@ -66,6 +67,8 @@ class PPOTrainer:
             bad_steps: Counts what is not finite; the update's own.
             ranks: Processes of the stage.
             seed: Rollouts derive from it and the step's number.
+            same_weights: False where the engine serves other base weights on purpose (the original ones beside a
+                trainer in NF4): a large gap is then corrected and told, and no fault.
         """
         self.config = config
         self.models = models
@@ -76,6 +79,7 @@ class PPOTrainer:
         self.bad_steps = bad_steps
         self.ranks = ranks
         self.seed = seed
+        self.same_weights = same_weights
         self.kl_controller = KLController(config.kl_controller, config.kl_coef)
         self.score_shaper = ScoreShaper(config)
         self.kl_watch = NegativeKLWatch()
@@ -195,7 +199,15 @@ class PPOTrainer:
         delta = (experience.old_logprobs - experience.rollout_logprobs)[experience.response_mask]
         rms = float(delta.square().mean().sqrt())
         bound = self.config.rollout.max_logprob_delta_rms
-        if rms > bound:
+        if rms > bound and not self.same_weights:
+            if self.num_steps == 0:
+                logger.warning(
+                    "log-probabilities of trainer and rollout engine differ by %.3f nats (RMS): the engine serves "
+                    "the original base weights, the trainer computes in NF4; importance sampling corrects a part of "
+                    "it",
+                    rms,
+                )
+        elif rms > bound:
             raise StageError(
                 f"step {self.num_steps + 1}: log-probabilities of trainer and rollout engine differ by {rms:.3f} nats "
                 f"(RMS); at most ppo.rollout.max_logprob_delta_rms={bound} is expected of one policy in two "

@@ -60,9 +60,9 @@ def build_engine(
             eos_token_id=tokenizer.eos_token_id,
             batch_size=batch_size,
         )
-    serves_original = model.quantization == "nf4" and config.vllm.base_weights == "original"
+    same_weights = serves_trainer_weights(config, model)
     served = base
-    if model.quantization == "nf4" and not serves_original:
+    if model.quantization == "nf4" and same_weights:
         served = dequantized_base(base, model, shared_base.device.type, context.config_dir)
     length = max_prompt_tokens + config.max_new_tokens
     adapter_dir = config.server.adapter_dir if config.engine == "vllm_server" else None
@@ -85,11 +85,16 @@ def build_engine(
         backend,
         shared_base,
         files,
-        SyncProof(SyncBounds.of(model.dtype), same_weights=not serves_original),
+        SyncProof(SyncBounds.of(model.dtype), same_weights=same_weights),
         probe_prompts=prompts[: config.num_probe_prompts],
         pad_token_id=tokenizer.pad_token_id,
         dtype=getattr(torch, model.dtype),
     )
+
+
+def serves_trainer_weights(config: RolloutConfig, model: ModelConfig) -> bool:
+    """Whether engine and trainer compute with the same base weights; not so for the original ones beside NF4."""
+    return config.engine == "hf" or model.quantization != "nf4" or config.vllm.base_weights == "trainer"
 
 
 def _backend(

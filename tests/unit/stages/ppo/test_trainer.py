@@ -180,6 +180,19 @@ def test_checklist_20_an_engine_of_another_policy_ends_the_stage(make: MakeTrain
     assert same(before, trained(trainer))
 
 
+def test_checklist_20_a_gap_of_other_base_weights_is_told_once_and_no_fault(
+    make: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def shifted(rollout: Rollout) -> Rollout:
+        return replace(rollout, logprobs=tuple(value - 0.5 for value in rollout.logprobs))
+
+    trainer = make(alter=shifted, same_weights=False)
+    with caplog.at_level(logging.WARNING):
+        metrics = [trainer.step(PROMPTS) for _ in range(2)]
+    assert all(row["rollout/logprob_delta_rms"] == pytest.approx(0.5, abs=1e-4) for row in metrics)
+    assert caplog.text.count("differ by 0.500 nats (RMS): the engine serves the original base weights") == 1
+
+
 @pytest.mark.parametrize("placement", ["reward", "loss"])
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_checklist_28_a_biased_kl_is_named(

@@ -83,6 +83,7 @@ def build_trainer(
     demonstrations: Sequence[Demonstration] = (),
     ranks: Ranks | None = None,
     deepspeed: dict[str, Any] | None = None,
+    same_weights: bool = True,
 ) -> PPOTrainer:
     """A trainer on fresh roles; `moved` starts the policy off its reference."""
     shared = shared or all_roles(folders)
@@ -132,6 +133,7 @@ def build_trainer(
         bad_steps=bad_steps,
         ranks=ranks,
         seed=seed,
+        same_weights=same_weights,
     )
 
 

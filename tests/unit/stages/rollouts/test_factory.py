@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from data.errors import ConfigError
+from stages.models.config import ModelConfig
 from stages.models.tokenizer import load_tokenizer
 from stages.rollouts.config import RolloutConfig
-from stages.rollouts.factory import build_engine
+from stages.rollouts.factory import build_engine, serves_trainer_weights
 from stages.rollouts.hf_engine import HFEngine
 from tests.unit.stages.parts import FoldersOf, all_roles, model_config, stage_context
 
@@ -22,3 +23,20 @@ def test_hf_is_built_and_auto_is_refused(folders: FoldersOf, tmp_path: Path) -> 
     assert isinstance(build_engine(RolloutConfig(engine="hf"), model, shared, **common), HFEngine)
     with pytest.raises(ConfigError, match="`auto` reached a stage.*name `hf` or `vllm`"):
         build_engine(RolloutConfig(engine="auto"), model, shared, **common)
+
+
+@pytest.mark.parametrize(
+    ("engine", "quantization", "served", "same"),
+    [
+        ("vllm", "nf4", "trainer", True),
+        ("vllm", "nf4", "original", False),
+        ("vllm", "none", "original", True),
+        ("hf", "nf4", "original", True),
+    ],
+)
+def test_only_the_original_weights_beside_nf4_are_others(
+    engine: str, quantization: str, served: str, same: bool
+) -> None:
+    config = RolloutConfig.model_validate({"engine": engine, "vllm": {"base_weights": served}})
+    model = ModelConfig.model_validate({"base": "x", "quantization": quantization})
+    assert serves_trainer_weights(config, model) == same
