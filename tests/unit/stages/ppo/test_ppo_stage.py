@@ -187,3 +187,20 @@ def test_demonstrations_are_mixed_in_and_have_to_fit(
         r"\(ppo.max_prompt_tokens \+ ppo.rollout.max_new_tokens\); set `ppo.ptx_coef: 0` or raise one of the two",
     ):
         _again(ppo_run, tmp_path / "short", **settings, rollout=rollout | {"max_new_tokens": response - 1})
+
+
+def test_checklist_46_the_learners_have_the_settings_of_the_section(
+    ppo_run: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = spy(monkeypatch, stage_module, "make_learner")
+    steps = spy(monkeypatch, PPOTrainer, "step")
+    settings = {"learning_rate": 0.01, "critic_learning_rate": 0.002, "adam_epsilon": 1e-3, "max_grad_norm": 0.7}
+    _again(ppo_run, tmp_path, steps=1, **settings)
+    _again(ppo_run, tmp_path / "default", steps=1, **settings | {"critic_learning_rate": None})
+    assert [call[1]["learning_rate"] for call in made] == [0.01, 0.002, 0.01, 0.01]
+    assert {(call[1]["adam_epsilon"], call[1]["max_grad_norm"]) for call in made} == {(1e-3, 0.7)}
+    for first, ((trainer, _), _, _) in zip((0, 2), steps, strict=True):
+        models = trainer.models
+        critic = [*models.shared_base.parameters("critic"), *models.value_head.parameters()]
+        for call, expected in zip(made[first : first + 2], (policy_parameters(trainer), critic), strict=True):
+            assert [id(weight) for weight in call[0][0]] == [id(weight) for weight in expected]
