@@ -23,7 +23,7 @@ from stages.evaluation.config import EvaluationConfig
 from stages.evaluation.statistics import bootstrap_mean, distinct_n, win_scores
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
-from stages.models.reward_loading import check_reward_model, load_reward
+from stages.models.reward_loading import as_reward, check_reward_model, load_score_model
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
@@ -74,14 +74,16 @@ def run(
     shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
     shared_base.add_adapter("reference", inputs["reference"].path, trainable=False)
     shared_base.add_adapter("policy", inputs["policy"].path, trainable=False)
-    proxy = load_reward(
-        inputs["reward_model"].path,
-        model,
-        shared_base,
-        pad_token_id=tokenizer.pad_token_id,
-        batch_size=config.batch_size,
-        device=context.device,
-        config_dir=context.config_dir,
+    proxy = as_reward(
+        load_score_model(
+            inputs["reward_model"].path,
+            model,
+            shared_base,
+            pad_token_id=tokenizer.pad_token_id,
+            batch_size=config.batch_size,
+            device=context.device,
+            config_dir=context.config_dir,
+        )
     )
     gold = None if config.gold is None else build_rule_reward(config.gold)
     engine = build_engine(

@@ -28,32 +28,6 @@ def check_reward_model(folder: Path, model: ModelConfig, *, config_dir: Path | N
     check_adapter(folder, read_own_base(folder) or model, config_dir=config_dir)
 
 
-def load_reward(
-    folder: Path,
-    model: ModelConfig,
-    shared_base: SharedBase,
-    *,
-    pad_token_id: int,
-    batch_size: int,
-    device: str,
-    config_dir: Path | None,
-    role: str = REWARD_ROLE,
-) -> RewardFunction:
-    """Load a reward model as a reward function. Arguments and errors as `load_score_model`."""
-    return as_reward(
-        load_score_model(
-            folder,
-            model,
-            shared_base,
-            pad_token_id=pad_token_id,
-            batch_size=batch_size,
-            device=device,
-            config_dir=config_dir,
-            role=role,
-        )
-    )
-
-
 def load_score_model(
     folder: Path,
     model: ModelConfig,

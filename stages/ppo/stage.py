@@ -17,7 +17,7 @@ from stages.learner import Learner
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
 from stages.models.own_base import read_own_base
-from stages.models.reward_loading import REWARD_ROLE, check_reward_model, load_reward
+from stages.models.reward_loading import REWARD_ROLE, as_reward, check_reward_model, load_score_model
 from stages.models.scalar_head import ScoreNormalization, ValueHead
 from stages.models.shared_base import SharedBase
 from stages.models.sources import adapter_folder, resolve_base
@@ -119,15 +119,17 @@ def _load_roles(
     reward_folder = inputs["reward_model"].path
 
     def judge(folder: Path, role: str) -> RewardFunction:
-        return load_reward(
-            folder,
-            model,
-            shared_base,
-            pad_token_id=pad_token_id,
-            batch_size=config.microbatch_size,
-            device=context.device,
-            config_dir=context.config_dir,
-            role=role,
+        return as_reward(
+            load_score_model(
+                folder,
+                model,
+                shared_base,
+                pad_token_id=pad_token_id,
+                batch_size=config.microbatch_size,
+                device=context.device,
+                config_dir=context.config_dir,
+                role=role,
+            )
         )
 
     reward = judge(reward_folder, REWARD_ROLE)

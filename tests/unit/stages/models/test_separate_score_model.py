@@ -20,7 +20,7 @@ from data.schema import Message
 from rewards.contract import Episode
 from stages.models.loading import load_base_config, load_causal_lm
 from stages.models.own_base import BASE_MODEL_FILE, read_own_base, save_own_base
-from stages.models.reward_loading import check_reward_model, load_reward, load_score_model
+from stages.models.reward_loading import as_reward, check_reward_model, load_score_model
 from stages.models.scalar_head import ScoreNormalization
 from stages.models.score_model import SharedBaseScoreModel
 from stages.models.separate_score_model import SeparateScoreModel
@@ -151,7 +151,9 @@ def test_the_reward_reads_the_text_and_not_the_policys_ids(
     artifact: Artifact, policy: SharedBase, folders: FoldersOf
 ) -> None:
     folder, model = artifact("gpt2"), model_config(folders("llama").base)
-    reward = load_reward(folder, model, policy, pad_token_id=3, batch_size=2, device="cpu", config_dir=None)
+    reward = as_reward(
+        load_score_model(folder, model, policy, pad_token_id=3, batch_size=2, device="cpu", config_dir=None)
+    )
     episodes = [
         Episode("not this", response, (1, 2), (3,), prompt, ended)
         for prompt, response, ended in zip(PROMPTS, RESPONSES, FINISHED, strict=True)
