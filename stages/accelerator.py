@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from data.errors import StageError
 from stages.contract import StageContext
+from stages.deepspeed_ops import load_deepspeed_operators
 from stages.learner import Learner, ReplicatedLearner
 from stages.learning import LearningConfig
 from stages.models.config import ModelConfig
@@ -105,6 +106,7 @@ class DeepSpeedLearner:
         """Make the engine; see `make_learner`."""
         import deepspeed
 
+        load_deepspeed_operators()
         self._parameters = list(parameters)
         self._learning_rate = learning_rate
         self._num_ranks = ranks.size
@@ -180,6 +182,8 @@ def shared_training_arguments(
 
     The global batch is the same for any number of processes: accumulation makes up for it.
     """
+    if context.deepspeed is not None:
+        load_deepspeed_operators()
     per_pass = config.microbatch_size * num_processes()
     return {
         "output_dir": str(context.scratch_dir),
