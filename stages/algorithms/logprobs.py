@@ -11,7 +11,8 @@ cannot differ in it. All arithmetic is in float32 at least: a log-softmax over a
 is off by tenths of a nat. This module knows no model: the head comes as a callable.
 
 Shape legend: B = rows of the batch, T = tokens, V = vocabulary, N = rows of hidden states (tokens of the
-batch, flat), D = hidden size, K = kinds of scores, n = rows of one chunk, *dims = any leading shape, usually B T.
+batch, flat), D = hidden size, K = kinds of scores, k = those with gradients, n = rows of one chunk, *dims = any
+leading shape, usually B T.
 """
 
 from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ def chunked_logprobs(
     def score(rows: Tensor, tokens: Tensor) -> Tensor:
         return _pick(_log_softmax(head(rows), temperature), tokens).unsqueeze(0)
 
-    return _score_in_chunks(hidden, token_ids, score, chunk_size).squeeze(0)
+    return _score_in_chunks(hidden, token_ids, score, chunk_size, 1).squeeze(0)
 
 
 def chunked_logprobs_and_entropy(
@@ -123,11 +124,12 @@ def chunked_logprobs_and_entropy(
     head: Callable[[Tensor], Tensor],
     temperature: float,
     chunk_size: int,
+    entropy_gradient: bool = True,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Compute log-probabilities and entropy from hidden states, and their gradients at once, chunk by chunk.
 
     Values and gradients are those of `gather_logprobs` and `entropy_from_logits` on `head(hidden)`, for any
-    chunk size. For the backward, two vectors [D] a token are kept.
+    chunk size. For the backward, one vector [D] a token and differentiable score is kept.
 
     Args:
         hidden: Last hidden states, after the final norm.
@@ -136,11 +138,12 @@ def chunked_logprobs_and_entropy(
             its logits.
         temperature: Divides the logits; above 0.
         chunk_size: Rows per chunk; at least 1.
+        entropy_gradient: False where the entropy is only measured: it spares one product with the head.
 
     Returns:
         logprobs: Log-probabilities of the tokens, in nats.
         entropy: Entropy of each row's distribution, in nats. Both are differentiable once with respect to
-            `hidden`.
+            `hidden`, the entropy only where asked for.
 
     Raises:
         ValueError: If the temperature is not above 0 or the chunk size is below 1.
@@ -156,18 +159,18 @@ def chunked_logprobs_and_entropy(
         log_probabilities = _log_softmax(head(rows), temperature)
         return torch.stack([_pick(log_probabilities, tokens), _entropy(log_probabilities)])
 
-    logprobs, entropy = _score_in_chunks(hidden, token_ids, score, chunk_size)
-    return logprobs, entropy
+    logprobs, entropy = _score_in_chunks(hidden, token_ids, score, chunk_size, 2 if entropy_gradient else 1)
+    return logprobs, entropy if entropy_gradient else entropy.detach()
 
 
 def _score_in_chunks(
-    hidden: Float[Tensor, "N D"], token_ids: Int[Tensor, " N"], score: Score, chunk_size: int
+    hidden: Float[Tensor, "N D"], token_ids: Int[Tensor, " N"], score: Score, chunk_size: int, num_differentiable: int
 ) -> Float[Tensor, "K N"]:
-    """Score the rows a chunk at a time, with gradients if any are recorded."""
+    """Score the rows a chunk at a time, with gradients of the first kinds of scores if any are recorded."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} is below 1; it is a number of rows. Use 1024, say.")
     if torch.is_grad_enabled() and hidden.requires_grad:
-        scores: Tensor = _RowwiseScores.apply(hidden, token_ids, score, chunk_size)  # type: ignore[no-untyped-call]
+        scores: Tensor = _RowwiseScores.apply(hidden, token_ids, score, chunk_size, num_differentiable)  # type: ignore[no-untyped-call]
         return scores
     return torch.cat([score(rows, tokens) for rows, tokens in _chunks(hidden, token_ids, chunk_size)], dim=1)
 
@@ -176,28 +179,33 @@ class _RowwiseScores(torch.autograd.Function):
     """Scores whose gradients are taken in the forward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, token_ids: Tensor, score: Score, chunk_size: int) -> Tensor:
-        """All scores [K N]; keeps the gradient of each with respect to its row [K N D]."""
-        found = [_score_with_gradients(rows, tokens, score) for rows, tokens in _chunks(hidden, token_ids, chunk_size)]
+    def forward(
+        ctx: Any, hidden: Tensor, token_ids: Tensor, score: Score, chunk_size: int, num_differentiable: int
+    ) -> Tensor:
+        """All scores [K N]; keeps the gradient of the first kinds with respect to their rows."""
+        found = [
+            _score_with_gradients(rows, tokens, score, num_differentiable)
+            for rows, tokens in _chunks(hidden, token_ids, chunk_size)
+        ]
         ctx.save_for_backward(torch.cat([gradients for _, gradients in found], dim=1))
         return torch.cat([scores for scores, _ in found], dim=1)
 
     @staticmethod
-    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Scale each row's gradients; autograd casts their sum to the type of the hidden states."""
         (gradients,) = ctx.saved_tensors
-        return (grad_scores.unsqueeze(2) * gradients).sum(dim=0), None, None, None
+        return (grad_scores[: len(gradients)].unsqueeze(2) * gradients).sum(dim=0), None, None, None, None
 
 
 def _score_with_gradients(
-    rows: Float[Tensor, "n D"], tokens: Int[Tensor, " n"], score: Score
-) -> tuple[Float[Tensor, "K n"], Float[Tensor, "K n D"]]:
-    """Score one chunk and take the gradients; its graph, and with it the logits, ends with this call."""
+    rows: Float[Tensor, "n D"], tokens: Int[Tensor, " n"], score: Score, num_differentiable: int
+) -> tuple[Float[Tensor, "K n"], Float[Tensor, "k n D"]]:
+    """Score one chunk and take the gradients of the first k kinds; its graph, and with it the logits, ends here."""
     gradients: list[Tensor] = []
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
         scores = score(leaf, tokens)
-        for kind in scores:
+        for kind in scores[:num_differentiable]:
             # No score depends on another row, so the gradient of their sum has each row's own.
             gradients += torch.autograd.grad(kind.sum(), leaf, retain_graph=True)
     return scores.detach(), torch.stack(gradients)

@@ -118,6 +118,26 @@ def num_blocks(config: PretrainedConfig) -> int:
     return int(config.get_text_config().num_hidden_layers)
 
 
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of a model's transformer blocks, and its name.
+
+    Raises:
+        ModelError: There is none.
+    """
+    config: Any = model.config
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks(config)
+    ]
+    if not found:
+        raise ModelError(
+            f"a {config.model_type} model has no list of {num_blocks(config)} blocks. Adapters are placed in "
+            "the blocks of a decoder. Use another base."
+        )
+    return min(found, key=lambda item: (item[0].count("."), item[0]))
+
+
 def hidden_size(config: PretrainedConfig) -> int:
     """Width of the hidden states between the blocks (OPT's head sees `word_embed_proj_dim` instead)."""
     return int(config.get_text_config().hidden_size)

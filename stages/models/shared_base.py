@@ -34,6 +34,7 @@ from stages.algorithms.masking import position_ids_from_mask
 from stages.models.config import ModelConfig
 from stages.models.loading import disable_dropout
 from stages.models.logits_head import LogitsHead
+from stages.models.trunk import Trunk, TrunkCache
 from stages.models.tuning import attach_adapter, load_adapter_weights, lora_config
 
 # Logits that exist at once, in bytes of float32. On a CPU a block of this size stays on the heap: larger ones
@@ -70,6 +71,8 @@ class SharedBase:
         self._head = LogitsHead.of(loaded)
         vocabulary = loaded.get_output_embeddings().weight.shape[0]
         self._chunk_rows = max(_LOGITS_CHUNK_BYTES[loaded.device.type] // (4 * vocabulary), 1)
+        self._trunk: Trunk | None = None
+        self._cache: TrunkCache | None = None
         self._takes_positions = "position_ids" in inspect.signature(loaded.base_model.forward).parameters
 
     @property
@@ -152,12 +155,7 @@ class SharedBase:
 
         Left padding is allowed: positions count real tokens only.
         """
-        output = self._base.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask.long(),
-            use_cache=False,
-            **self._positions(attention_mask),
-        )
+        output = self._forward(self._base.base_model, input_ids, attention_mask)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -168,7 +166,7 @@ class SharedBase:
         return hidden[:, -width - 1 : -1]
 
     def response_logprobs(
-        self, batch: PromptResponseBatch, *, temperature: float
+        self, batch: PromptResponseBatch, *, temperature: float, entropy_gradient: bool = True
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Log-probability and entropy of each response token under the active role.
 
@@ -177,6 +175,7 @@ class SharedBase:
         Args:
             batch: Left-padded prompts and right-padded responses.
             temperature: The one that the responses were sampled at.
+            entropy_gradient: Whether the entropy is part of the loss, too.
 
         Returns:
             logprobs: In nats; 0 on padding.
@@ -189,6 +188,7 @@ class SharedBase:
             head=head,
             temperature=temperature,
             chunk_size=self._chunk_rows,
+            entropy_gradient=entropy_gradient,
         )
         return _scatter(logprobs, batch.response_mask), _scatter(entropy, batch.response_mask)
 
@@ -214,13 +214,7 @@ class SharedBase:
         if self._head is not None:
             logits = self._head(self.hidden_states(input_ids, attention_mask)[:, -1])
         else:
-            logits = self._base(
-                input_ids=input_ids,
-                attention_mask=attention_mask.long(),
-                use_cache=False,
-                logits_to_keep=1,
-                **self._positions(attention_mask),
-            ).logits[:, -1]
+            logits = self._forward(self._base, input_ids, attention_mask, logits_to_keep=1).logits[:, -1]
         return torch.log_softmax(logits.float(), dim=-1)
 
     def generate(self, input_ids: Int[Tensor, "B P"], attention_mask: Bool[Tensor, "B P"], **settings: Any) -> Any:
@@ -245,6 +239,30 @@ class SharedBase:
         self._base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._base.train()
 
+    def enable_trunk_cache(self) -> int:
+        """Let `cached_trunk` compute what lies below all adapters once a sequence. To be called with all roles there.
+
+        Returns:
+            Number of blocks that the trunk has.
+
+        Raises:
+            ModelError: The adapters leave no common trunk, or the model cannot be cut.
+        """
+        self._trunk = Trunk(self._base)
+        return self._trunk.depth
+
+    @contextmanager
+    def cached_trunk(self) -> Iterator[None]:
+        """Keep the trunk of each sequence that passes within, for further passes, if `enable_trunk_cache` was called.
+
+        A row that was computed in one microbatch and is used in another is that of the first: they differ by rounding.
+        """
+        self._cache = None if self._trunk is None else TrunkCache(self._trunk)
+        try:
+            yield
+        finally:
+            self._cache = None
+
     def _head_and_rows(self, batch: PromptResponseBatch) -> tuple[Callable[[Tensor], Tensor], Float[Tensor, "N D"]]:
         """The head, and what it is applied to at each of the N response tokens."""
         if self._head is None:
@@ -254,15 +272,25 @@ class SharedBase:
     def _own_logits(self, batch: PromptResponseBatch) -> Float[Tensor, "B T V"]:
         """Logits by the model's own head, for heads that `LogitsHead` does not know."""
         width = batch.response_ids.shape[1]
-        output = self._base(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask.long(),
-            use_cache=False,
-            logits_to_keep=width + 1,
-            **self._positions(batch.attention_mask),
-        )
+        output = self._forward(self._base, batch.input_ids, batch.attention_mask, logits_to_keep=width + 1)
         logits: Tensor = output.logits[:, -width - 1 : -1]
         return logits
+
+    def _forward(
+        self, model: Any, input_ids: Int[Tensor, "B S"], attention_mask: Bool[Tensor, "B S"], **settings: Any
+    ) -> Any:
+        """Pass through the base, with or without its head, from the cached trunk upwards where there is one."""
+
+        def run() -> Any:
+            return model(
+                input_ids=input_ids,
+                attention_mask=attention_mask.long(),
+                use_cache=False,
+                **settings,
+                **self._positions(attention_mask),
+            )
+
+        return run() if self._cache is None else self._cache.run(input_ids, attention_mask, run)
 
     def _positions(self, attention_mask: Bool[Tensor, "B S"]) -> dict[str, Int[Tensor, "B S"]]:
         """Positions as an argument of the forward, for the families that take one."""

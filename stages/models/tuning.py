@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from data.errors import ModelError
 from stages.models.config import ModelConfig
-from stages.models.loading import SCORE_HEAD, num_blocks
+from stages.models.loading import SCORE_HEAD, find_blocks, num_blocks
 from stages.models.sources import base_kind
 
 Task = Literal["causal_lm", "seq_cls"]
@@ -255,17 +255,7 @@ def _linear_modules(config: PretrainedConfig, *, trust_remote_code: bool) -> tup
     """Name of the list of blocks, and the kinds of the linear modules in them by the end of their name."""
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    blocks = [
-        name
-        for name, module in skeleton.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_blocks(config)
-    ]
-    if not blocks:
-        raise ModelError(
-            f"a {config.model_type} model has no list of {num_blocks(config)} blocks. Adapters are placed in "
-            "the blocks of a decoder. Use another base."
-        )
-    root = min(blocks, key=lambda name: (name.count("."), name))
+    root, _ = find_blocks(skeleton)
     linear = {
         name: Conv1D if isinstance(module, Conv1D) else nn.Linear
         for name, module in skeleton.named_modules()

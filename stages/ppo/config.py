@@ -51,7 +51,19 @@ class PPOConfig(StrictModel):
     """Episodes in one optimizer step. Divides `batch_size`."""
 
     microbatch_size: int = Field(default=8, ge=1)
-    """Episodes in one forward pass. Divides `minibatch_size`."""
+    """Episodes in one forward pass, at most. Divides `minibatch_size`."""
+
+    microbatch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in one forward pass, at most: its episodes, sorted by length, times the longest. A longer one passes
+    alone."""
+
+    share_first_pass: bool | Literal["auto"] = "auto"
+    """The forward of a step's first optimizer step gives the old log-probabilities and values, too, and its graph is
+    kept until then. `auto`: where its minibatch is one microbatch, so that memory hardly grows. One process only."""
+
+    cache_trunk: bool | Literal["auto"] = "auto"
+    """Compute what lies below the lowest adapted block once an episode, for all roles and epochs. `auto`: where
+    `model.tuning.layers` leaves such blocks and the model can be cut. `true` ends with an error where it cannot be."""
 
     advantage_estimator: AdvantageEstimator = "gae"
     """`gae` has a critic (Schulman et al. 2016). The others load none: `rloo` (Ahmadian et al. 2024) and `grpo` (Shao

@@ -1,48 +1,24 @@
 """What one step of PPO knows about its episodes before the update.
 
-Everything here is computed without gradients, by the trainer's own weights: the engine's log-probabilities
-are kept beside, never used in their place. With several ranks each passes its own episodes through the models, and
+Everything here is computed by the trainer's own weights and holds no graph: the engine's log-probabilities are kept
+beside, never used in their place. With several ranks each passes its own episodes through the models, and
 all know all of them afterwards: so advantages and their statistics are those of the whole batch on every rank.
 
 Shape legend: B = episodes, T = response tokens of the longest one (right-padded).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from data.collators import PromptResponseBatch, collate_episodes
-from stages.models.shared_base import SharedBase
+from stages.ppo.config import PPOConfig
+from stages.ppo.passes import Microbatch, PPOModels, cut_into_microbatches, pass_critic, pass_with_graph
 from stages.ranks import Ranks
 from stages.rollouts.contract import Rollout
-
-
-@dataclass(frozen=True)
-class PPOModels:
-    """The roles on one base.
-
-    Attributes:
-        shared_base: Holds the adapters `policy`, `reference`, `critic` (where there is one) and `reward`.
-        value_head: The critic's head; None where the advantages need no critic.
-        pad_token_id: Fills shorter rows; it never counts.
-    """
-
-    shared_base: SharedBase
-    value_head: nn.Module | None
-    pad_token_id: int
-
-    def collate(self, rollouts: Sequence[Rollout]) -> PromptResponseBatch:
-        """A microbatch on the model's device, as wide as its own longest prompt and response."""
-        return self.collate_ids([(rollout.prompt_ids, rollout.response_ids) for rollout in rollouts])
-
-    def collate_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PromptResponseBatch:
-        """The same for prompts and responses as ids."""
-        batch = collate_episodes([prompt for prompt, _ in rows], [response for _, response in rows], self.pad_token_id)
-        return batch.to(self.shared_base.device)
 
 
 @dataclass(frozen=True)
@@ -73,52 +49,55 @@ class Experience:
         return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor is not None)
 
 
-def microbatches_by_length(rollouts: Sequence[Rollout], microbatch_size: int) -> Iterator[list[int]]:
-    """Row numbers in microbatches of similar length, so that little of a forward pass is padding."""
-    order = sorted(
-        range(len(rollouts)),
-        key=lambda row: (len(rollouts[row].prompt_ids) + len(rollouts[row].response_ids), row),
-    )
-    for start in range(0, len(order), microbatch_size):
-        yield order[start : start + microbatch_size]
-
-
-@torch.no_grad()
 def collect_experience(
-    rollouts: Sequence[Rollout], models: PPOModels, *, temperature: float, microbatch_size: int
-) -> Experience:
+    rollouts: Sequence[Rollout], models: PPOModels, config: PPOConfig, *, first: Sequence[int] = ()
+) -> tuple[Experience, list[Microbatch]]:
     """Pass the episodes through policy, reference and critic.
 
     Args:
         rollouts: Episodes of this step and rank.
         models: The roles.
-        temperature: The one that the responses were sampled at; divides the logits of policy and reference.
-        microbatch_size: Episodes in one forward pass.
+        config: Temperature of the samples, and size of a microbatch.
+        first: Numbers of the episodes of the first optimizer step, if its forward is to be shared.
 
     Returns:
-        The experience, in the order of `rollouts`.
+        The experience, in the order of `rollouts`, and the microbatches of `first` with their graphs.
     """
     width = max(len(rollout.response_ids) for rollout in rollouts)
     old, ref, values, entropy, engine = (torch.zeros(len(rollouts), width) for _ in range(5))
     mask = torch.zeros(len(rollouts), width, dtype=torch.bool)
+
+    def write(target: Tensor, microbatch: Microbatch, source: Tensor) -> None:
+        columns = slice(microbatch.batch.response_mask.shape[1])
+        target[microbatch.rows, columns] = source.detach().to("cpu", target.dtype)
+
+    chosen = set(first)
+    rest = [row for row in range(len(rollouts)) if row not in chosen]
+    kept = [pass_with_graph(one, models, config) for one in cut_into_microbatches(rollouts, first, models, config)]
+    for one in kept:
+        assert one.logprobs is not None and one.entropy is not None
+        write(old, one, one.logprobs)
+        write(entropy, one, one.entropy)
+        if one.values is not None:
+            write(values, one, one.values * one.batch.response_mask)
     base, head = models.shared_base, models.value_head
-    for rows in microbatches_by_length(rollouts, microbatch_size):
-        batch = models.collate([rollouts[row] for row in rows])
-        with base.role("policy"):
-            logprobs, entropies = base.response_logprobs(batch, temperature=temperature)
-        with base.role("reference"):
-            ref_logprobs, _ = base.response_logprobs(batch, temperature=temperature)
-        found = [(mask, batch.response_mask), (old, logprobs), (ref, ref_logprobs), (entropy, entropies)]
-        if head is not None:
-            with base.role("critic"):
-                found.append((values, head(base.response_hidden_states(batch)) * batch.response_mask))
-        columns = slice(batch.response_mask.shape[1])
-        index = torch.tensor(rows)
-        for target, source in found:
-            target[index, columns] = source.to("cpu", target.dtype)
-        for row in rows:
-            engine[row, : len(rollouts[row].logprobs)] = torch.tensor(rollouts[row].logprobs)
-    return Experience(rollouts, mask, engine, old, ref, entropy, None if head is None else values)
+    with torch.no_grad():
+        others = cut_into_microbatches(rollouts, rest, models, config)
+        for one in others:
+            with base.role("policy"):
+                logprobs, entropies = base.response_logprobs(one.batch, temperature=config.rollout.temperature)
+            write(old, one, logprobs)
+            write(entropy, one, entropies)
+            if head is not None:
+                with base.role("critic"):
+                    write(values, one, pass_critic(one.batch, models) * one.batch.response_mask)
+        for one in (*kept, *others):
+            write(mask, one, one.batch.response_mask)
+            with base.role("reference"):
+                write(ref, one, base.training_logprobs(one.batch, temperature=config.rollout.temperature))
+    for row, rollout in enumerate(rollouts):
+        engine[row, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
+    return Experience(rollouts, mask, engine, old, ref, entropy, None if head is None else values), kept
 
 
 def gather_experience(own: Experience, ranks: Ranks) -> Experience:

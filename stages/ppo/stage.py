@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.chat import drop_long, encode_episode, encode_prompt
-from data.errors import ConfigError, DataError, StageError
+from data.errors import ConfigError, DataError, ModelError, StageError
 from data.schema import Prompt, read_split
 from rewards.contract import RewardFunction
 from rewards.ensemble import EnsembleReward
@@ -24,8 +24,8 @@ from stages.models.sources import adapter_folder, resolve_base
 from stages.models.tokenizer import load_tokenizer, save_tokenizer
 from stages.models.tuning import check_adapter, save_adapter, score_weight
 from stages.ppo.config import PPOConfig
-from stages.ppo.experience import PPOModels
 from stages.ppo.guard import BadStepCounter
+from stages.ppo.passes import PPOModels
 from stages.ppo.state import save_state
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.update import Demonstration, Update
@@ -142,9 +142,24 @@ def _load_roles(
     value_head, critic_start = _start_critic(config, shared_base, reward_folder)
     if value_head is not None:
         value_head = value_head.to(shared_base.device)
+    _cache_trunk(config, model, shared_base)
     if config.gradient_checkpointing:
         shared_base.enable_gradient_checkpointing()
     return PPOModels(shared_base, value_head, pad_token_id), reward, critic_start
+
+
+def _cache_trunk(config: PPOConfig, model: ModelConfig, shared_base: SharedBase) -> None:
+    """Have the trunk computed once an episode, where it is asked for, or can be and is not refused."""
+    if config.cache_trunk is False or (config.cache_trunk == "auto" and model.tuning.layers is None):
+        return
+    try:
+        depth = shared_base.enable_trunk_cache()
+    except ModelError as error:
+        if config.cache_trunk is True:
+            raise
+        logger.info("the trunk is not cached: %s", error)
+        return
+    logger.info("hidden states below block %d are computed once an episode, for all roles and epochs", depth)
 
 
 def _start_critic(config: PPOConfig, shared_base: SharedBase, reward_folder: Path) -> tuple[ValueHead | None, str]:

@@ -27,9 +27,10 @@ from stages.algorithms.kl import estimate_kl
 from stages.algorithms.masking import masked_mean, masked_rescale, masked_whiten
 from stages.ppo.config import PPOConfig
 from stages.ppo.controllers import KLController, ScoreShaper
-from stages.ppo.experience import Experience, PPOModels, collect_experience, gather_experience
+from stages.ppo.experience import Experience, collect_experience, gather_experience
 from stages.ppo.guard import BadStepCounter, NegativeKLWatch
 from stages.ppo.measure import StepClock, step_metrics
+from stages.ppo.passes import Microbatch, PPOModels
 from stages.ppo.update import Targets, Update
 from stages.ranks import Ranks
 from stages.rollouts.contract import Rollout, RolloutEngine
@@ -106,24 +107,19 @@ class PPOTrainer:
             rollouts = self.rollout_engine.generate(
                 self.ranks.share(prompts), config.rollout, seeds=self.ranks.share(seeds)
             )
-        with clock.measure("score"):
-            own_scores = self.reward_function([self.to_episode(rollout) for rollout in rollouts])
-            scores = torch.tensor(self.ranks.gather(own_scores))
-        with clock.measure("experience"):
-            own = collect_experience(
-                rollouts,
-                self.models,
-                temperature=config.rollout.temperature,
-                microbatch_size=config.microbatch_size,
-            )
-            experience = gather_experience(own, self.ranks)
         kl_coef = self.kl_controller.value
-        if self._is_finite(experience, scores):
-            metrics = self._learn(experience, scores, clock)
+        with self.models.shared_base.cached_trunk():
+            with clock.measure("score"):
+                own_scores = self.reward_function([self.to_episode(rollout) for rollout in rollouts])
+                scores = torch.tensor(self.ranks.gather(own_scores))
+            with clock.measure("experience"):
+                own, passed = collect_experience(rollouts, self.models, config, first=self._first_minibatch())
+                experience = gather_experience(own, self.ranks)
+            is_finite = self._is_finite(experience, scores)
+            metrics = self._learn(experience, scores, passed, clock) if is_finite else {}
+        if is_finite:
             with clock.measure("sync"):
                 metrics |= self.rollout_engine.load_policy("policy").metrics
-        else:
-            metrics = {}
         self.num_steps += 1
         metrics |= {"objective/kl_coef": kl_coef, "train/bad_steps": float(self.bad_steps.count)}
         return metrics | clock.metrics(num_tokens=int(experience.response_mask.sum()))
@@ -135,7 +131,18 @@ class PPOTrainer:
         }
         return self.bad_steps.check(self.num_steps + 1, values, "batch")
 
-    def _learn(self, experience: Experience, scores: Float[Tensor, " B"], clock: StepClock) -> dict[str, float]:
+    def _first_minibatch(self) -> list[int]:
+        """Episodes whose forward with gradients serves twice; none where that is not asked for or would not fit."""
+        config = self.config
+        if config.share_first_pass == "auto":
+            fits = config.minibatch_size == config.microbatch_size and config.microbatch_tokens is None
+        else:
+            fits = config.share_first_pass
+        return self.update.first_minibatch(step=self.num_steps) if fits and self.ranks.size == 1 else []
+
+    def _learn(
+        self, experience: Experience, scores: Float[Tensor, " B"], passed: Sequence[Microbatch], clock: StepClock
+    ) -> dict[str, float]:
         """Shape rewards, estimate advantages, update, move the KL coefficient."""
         config, mask = self.config, experience.response_mask
         self._check_engine(experience)
@@ -156,7 +163,7 @@ class PPOTrainer:
         in_loss = config.kl_placement == "loss"
         targets = Targets(advantages, returns, weights, self.kl_controller.value if in_loss else 0.0)
         with clock.measure("update"):
-            losses = self.update(experience, targets, step=self.num_steps)
+            losses = self.update(experience, targets, step=self.num_steps, first=passed)
         metrics = step_metrics(experience, scores, rewards, returns, kl_coef=self.kl_controller.value)
         self.kl_controller.update(metrics["objective/kl"], num_episodes=len(scores))
         negative = self.kl_watch.see(self.num_steps + 1, metrics["objective/kl"], metrics["objective/kl_stderr"])

@@ -7,7 +7,7 @@ takes its share of each minibatch.
 Shape legend: B = episodes of the step, T = response tokens, N = episodes of a microbatch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,10 @@ from stages.algorithms.kl import estimate_kl
 from stages.algorithms.ppo_loss import entropy_bonus, nll_loss, ppo_policy_loss, ppo_value_loss
 from stages.learner import Learner
 from stages.ppo.config import PPOConfig
-from stages.ppo.experience import Experience, PPOModels
+from stages.ppo.experience import Experience
 from stages.ppo.guard import BadStepCounter
 from stages.ppo.measure import mean_rows
+from stages.ppo.passes import Microbatch, PPOModels, cut_into_microbatches, pass_critic, pass_policy
 from stages.ranks import Ranks
 from stages.seeds import batch_rows, derive_seed
 
@@ -86,13 +87,21 @@ class Update:
         """Optimizer steps of the whole stage."""
         return self._config.steps * self._updates_per_step
 
-    def __call__(self, experience: Experience, targets: Targets, *, step: int) -> dict[str, float]:
+    def first_minibatch(self, *, step: int) -> list[int]:
+        """Numbers of the episodes of a step's first optimizer step."""
+        minibatch: list[int] = next(self._minibatches(step)).tolist()
+        return minibatch
+
+    def __call__(
+        self, experience: Experience, targets: Targets, *, step: int, first: Sequence[Microbatch] = ()
+    ) -> dict[str, float]:
         """Make `num_ppo_epochs` passes over the episodes, freshly shuffled in each.
 
         Args:
             experience: The episodes of all ranks.
             targets: Advantages and returns, the same on all ranks.
             step: Number of the PPO step, from 0.
+            first: The first optimizer step's microbatches, if they have passed already; their graphs end here.
 
         Returns:
             `policy/*` and `value/*`, means over the optimizer steps that were begun; `policy/updates`, how many were
@@ -101,35 +110,49 @@ class Update:
         Raises:
             StageError: Too many were not finite.
         """
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "shuffle", step))
         rows: list[dict[str, float]] = []
         num_made = 0
-        for _ in range(self._config.num_ppo_epochs):
-            order = torch.randperm(len(experience.rollouts), generator=generator)
-            for minibatch in torch.split(order, self._config.minibatch_size):
-                found, made = self._minibatch(experience, targets, minibatch, step * self._updates_per_step + len(rows))
-                rows.append(found)
-                num_made += made
-                if self._has_moved_too_far(found):
-                    return mean_rows(rows) | {"policy/updates": float(num_made)}
+        for number, minibatch in enumerate(self._minibatches(step), start=step * self._updates_per_step):
+            microbatches = first if not rows and first else self._own_microbatches(experience, minibatch)
+            found, made = self._minibatch(experience, targets, minibatch, microbatches, number)
+            rows.append(found)
+            num_made += made
+            if self._has_moved_too_far(found):
+                break
         return mean_rows(rows) | {"policy/updates": float(num_made)}
+
+    def _minibatches(self, step: int) -> Iterator[Tensor]:
+        """Numbers of the episodes of each optimizer step, the same on all ranks."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "shuffle", step))
+        for _ in range(self._config.num_ppo_epochs):
+            order = torch.randperm(self._config.batch_size, generator=generator)
+            yield from torch.split(order, self._config.minibatch_size)
+
+    def _own_microbatches(self, experience: Experience, minibatch: Tensor) -> list[Microbatch]:
+        """This rank's share of a minibatch, in passes."""
+        own = self._ranks.share(minibatch.tolist())
+        return cut_into_microbatches(experience.rollouts, own, self._models, self._config)
 
     def _has_moved_too_far(self, found: dict[str, float]) -> bool:
         limit = self._config.max_approx_kl
         return limit is not None and found["policy/approx_kl"] > limit
 
     def _minibatch(
-        self, experience: Experience, targets: Targets, minibatch: Tensor, number: int
+        self,
+        experience: Experience,
+        targets: Targets,
+        minibatch: Tensor,
+        microbatches: Sequence[Microbatch],
+        number: int,
     ) -> tuple[dict[str, float], bool]:
         """One optimizer step, and whether it was made."""
         num_tokens = int(experience.response_mask[minibatch].sum())
         self._set_learning_rate(number)
         totals: dict[str, float] = {}
-        own = torch.tensor(self._ranks.share(minibatch.tolist()), dtype=torch.int64)
-        for rows in torch.split(own, self._config.microbatch_size):
-            _add(totals, self._policy_microbatch(experience, targets, rows, num_tokens))
+        for microbatch in microbatches:
+            _add(totals, self._policy_microbatch(experience, targets, microbatch, num_tokens))
             if self._critic is not None:
-                _add(totals, self._value_microbatch(experience, targets, rows, num_tokens))
+                _add(totals, self._value_microbatch(experience, targets, microbatch, num_tokens))
         if self._config.ptx_coef > 0:
             _add(totals, self._demonstrations_minibatch(number, len(minibatch)))
         totals = self._sum_over_ranks(totals)
@@ -150,23 +173,21 @@ class Update:
             self._critic.set_learning_rate_factor(factor)
 
     def _policy_microbatch(
-        self, experience: Experience, targets: Targets, rows: Tensor, num_tokens: int
+        self, experience: Experience, targets: Targets, microbatch: Microbatch, num_tokens: int
     ) -> dict[str, float]:
         """Add one microbatch's share to the policy's gradients."""
         config, base = self._config, self._models.shared_base
-        batch = self._models.collate([experience.rollouts[row] for row in rows.tolist()])
-        mask = batch.response_mask
+        mask = microbatch.batch.response_mask
 
         def own(values: Float[Tensor, "B T"]) -> Float[Tensor, "N T"]:
-            return values[rows, : mask.shape[1]].to(base.device)
+            return values[microbatch.rows, : mask.shape[1]].to(base.device)
 
         # A role encloses its backward: activation checkpointing runs the forward again in it.
         with base.role("policy"):
             metrics: dict[str, Tensor] = {}
-            if config.entropy_coef > 0:
-                logprobs, entropy = base.response_logprobs(batch, temperature=config.rollout.temperature)
-            else:
-                logprobs = base.training_logprobs(batch, temperature=config.rollout.temperature)
+            logprobs, entropy = microbatch.logprobs, microbatch.entropy
+            if logprobs is None:
+                logprobs, entropy = pass_policy(microbatch.batch, self._models, config, with_entropy=False)
             policy = ppo_policy_loss(
                 logprobs,
                 own(experience.old_logprobs),
@@ -182,6 +203,7 @@ class Update:
                 token_kl = estimate_kl(logprobs, own(experience.ref_logprobs), estimator=config.kl_estimator)
                 loss = loss + targets.kl_coef * token_kl[mask].sum() / num_tokens
             if config.entropy_coef > 0:
+                assert entropy is not None
                 metrics["policy/entropy_bonus"] = bonus = entropy_bonus(entropy, mask, num_tokens=num_tokens)
                 loss = loss - config.entropy_coef * bonus
             self._policy.backward(loss)
@@ -196,18 +218,16 @@ class Update:
         return {name: value.item() for name, value in metrics.items()}
 
     def _value_microbatch(
-        self, experience: Experience, targets: Targets, rows: Tensor, num_tokens: int
+        self, experience: Experience, targets: Targets, microbatch: Microbatch, num_tokens: int
     ) -> dict[str, float]:
         """Add one microbatch's share to the critic's gradients."""
         config, base = self._config, self._models.shared_base
-        assert self._critic is not None and self._models.value_head is not None
-        assert experience.values is not None and targets.returns is not None
-        batch = self._models.collate([experience.rollouts[row] for row in rows.tolist()])
-        mask = batch.response_mask
+        assert self._critic is not None and experience.values is not None and targets.returns is not None
+        rows, mask = microbatch.rows, microbatch.batch.response_mask
         width = mask.shape[1]
         with base.role("critic"):
             value = ppo_value_loss(
-                self._models.value_head(base.response_hidden_states(batch)),
+                pass_critic(microbatch.batch, self._models) if microbatch.values is None else microbatch.values,
                 experience.values[rows, :width].to(base.device),
                 targets.returns[rows, :width].to(base.device),
                 mask,

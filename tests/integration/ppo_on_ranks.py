@@ -55,7 +55,7 @@ def steps(ranks: Ranks, folders: Folders, kept: Path, deepspeed: dict[str, Any] 
         return build_trainer(folders, ppo_config(**CONFIG), seed=SEED, moved=True, **parts)
 
     trainer, found = build(), Records()
-    found["own"] = _recorded(trainer_module, "collect_experience", _tensors)
+    found["own"] = _recorded(trainer_module, "collect_experience", lambda found: _tensors(found[0]))
     found["gathered"] = _recorded(trainer_module, "gather_experience", _tensors)
     found["tokens"] = _recorded_tokens(trainer)
     if deepspeed is None:

@@ -1,6 +1,7 @@
 """Experience: rows in the rollouts' order whatever the microbatches, zeros on padding, one temperature for all."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor
 from stages.models.scalar_head import ScoreNormalization, ValueHead
 from stages.models.shared_base import SharedBase
 from stages.models.tuning import score_weight
-from stages.ppo.experience import Experience, PPOModels, collect_experience, microbatches_by_length
+from stages.ppo.experience import Experience, collect_experience
+from stages.ppo.passes import PPOModels
 from stages.rollouts.contract import Rollout
 from tests.unit.stages.parts import PAD, FoldersOf, all_roles, random_rows
+from tests.unit.stages.ppo.trainers import ppo_config
 
 PROMPTS = random_rows([5, 2, 8, 1], seed=51)
 RESPONSES = random_rows([4, 7, 1, 2], seed=52)
@@ -35,17 +38,12 @@ def models(folders: FoldersOf) -> PPOModels:
 
 
 def _collect(models: PPOModels, rollouts: list[Rollout], microbatch_size: int) -> Experience:
-    return collect_experience(rollouts, models, temperature=0.8, microbatch_size=microbatch_size)
+    config = ppo_config(microbatch_size=microbatch_size, rollout={"temperature": 0.8})
+    return collect_experience(rollouts, models, config)[0]
 
 
 def _tensors(experience: Experience) -> dict[str, Tensor]:
     return {f.name: getattr(experience, f.name) for f in fields(experience) if f.name != "rollouts"}
-
-
-def test_microbatches_are_of_similar_length_and_hold_every_row_once() -> None:
-    # Lengths 9, 9, 9, 3: equal ones in their own order.
-    assert list(microbatches_by_length(ROLLOUTS, 2)) == [[3, 0], [1, 2]]
-    assert list(microbatches_by_length(ROLLOUTS, 3)) == [[3, 0, 1], [2]]
 
 
 def test_checklist_43_experience_does_not_depend_on_the_microbatches(models: PPOModels) -> None:
@@ -84,13 +82,16 @@ def test_checklist_17_policy_and_reference_get_the_sampling_temperature(
     models: PPOModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
-    original = SharedBase.response_logprobs
 
-    def spy(self: SharedBase, batch: Any, *, temperature: float) -> Any:
-        seen.append(temperature)
-        return original(self, batch, temperature=temperature)
+    def spied(original: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(self: SharedBase, batch: Any, *, temperature: float, **settings: Any) -> Any:
+            seen.append(temperature)
+            return original(self, batch, temperature=temperature, **settings)
 
-    monkeypatch.setattr(SharedBase, "response_logprobs", spy)
+        return spy
+
+    for name in ("response_logprobs", "training_logprobs"):
+        monkeypatch.setattr(SharedBase, name, spied(getattr(SharedBase, name)))
     _collect(models, ROLLOUTS, 2)
     assert seen == [0.8] * 4
 

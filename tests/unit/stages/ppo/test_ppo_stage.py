@@ -126,7 +126,7 @@ def test_checklist_37_the_critic_starts_where_it_is_told(
 
     monkeypatch.setattr(PPOTrainer, "__init__", remember)
     found = _again(ppo_run, tmp_path, critic_init=start, steps=1)
-    values = calls[0][2].values
+    values = calls[0][2][0].values
     same_as = [role for role in ROLES[:2] if all(map(torch.equal, starts["critic"], starts[role]))]
     note = found.manifest["notes"]["critic_initialisation"]
     if start == "zero":

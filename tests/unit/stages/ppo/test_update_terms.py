@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.ppo.experience import Experience, PPOModels
+from stages.ppo.experience import Experience
+from stages.ppo.passes import PPOModels
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.update import Targets
 from stages.seeds import batch_rows, derive_seed

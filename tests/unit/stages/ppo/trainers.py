@@ -15,8 +15,9 @@ from stages.models.scalar_head import ScoreNormalization, ValueHead
 from stages.models.shared_base import SharedBase
 from stages.models.tuning import score_weight
 from stages.ppo.config import PPOConfig
-from stages.ppo.experience import Experience, PPOModels, collect_experience
+from stages.ppo.experience import Experience, collect_experience
 from stages.ppo.guard import BadStepCounter
+from stages.ppo.passes import PPOModels
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.update import Demonstration, Update
 from stages.ranks import Ranks
@@ -192,8 +193,8 @@ def made_up_experience(trainer: PPOTrainer, lengths: Sequence[int], *, seed: int
         Rollout(tuple(prompt), tuple(response), (-1.0,) * len(response), True)
         for prompt, response in zip(PROMPTS, responses, strict=False)
     ]
-    temperature = trainer.config.rollout.temperature
-    return collect_experience(rollouts, trainer.models, temperature=temperature, microbatch_size=8)
+    config = trainer.config.model_copy(update={"microbatch_size": 8})
+    return collect_experience(rollouts, trainer.models, config)[0]
 
 
 def gradients_at_steps(monkeypatch: pytest.MonkeyPatch, trainer: PPOTrainer, role: str) -> list[list[Tensor]]:
