@@ -42,9 +42,9 @@ def model_config(base: Path, **tuning: Any) -> ModelConfig:
     return ModelConfig.model_validate(settings)
 
 
-def save_random_adapter(folder: Path, base: Path, task: Task, *, seed: int) -> None:
+def save_random_adapter(folder: Path, base: Path, task: Task, *, seed: int, **tuning: Any) -> None:
     """Save an adapter whose B is not 0, as after training, with the tokenizer."""
-    model = model_config(base)
+    model = model_config(base, **tuning)
     if task == "causal_lm":
         loaded = load_causal_lm(base, model, "cpu")
     else:
