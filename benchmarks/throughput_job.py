@@ -1,0 +1,140 @@
+"""The job of `benchmarks.ppo_throughput`, and our side of it: the PPO stage itself, in a process of its own.
+
+    python -m benchmarks.throughput_job JOB.json
+
+runs `JOB.json` (`Job.save`) and prints the rows of its `metrics.jsonl` as JSON.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.schema import PromptRecord, write_records
+from stages.artifacts import combine_digests, file_digests
+from stages.contract import Artifact, DatasetArtifact, PolicyArtifact, RewardModelArtifact
+from stages.models.config import ModelConfig
+from stages.models.loading import load_causal_lm, load_sequence_classifier
+from stages.models.scalar_head import ScoreNormalization
+from stages.models.sources import resolve_base
+from stages.models.tokenizer import load_tokenizer, save_tokenizer
+from stages.models.tuning import attach_adapter, lora_config, save_adapter
+from stages.ppo.config import PPOConfig
+from stages.run import StageSpec, run_stage
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process of the benchmark, ours or the peer's.
+
+    Attributes:
+        base: Folder of the base.
+        prompts: Plain texts.
+        dtype: Type of the weights.
+        attention: Implementation in transformers.
+        autocast: Compute in bfloat16 on weights of another type; the peer's default.
+        last: Number of upper blocks with adapters; None is all.
+        steps: PPO steps, the first of which warms up.
+        batch_size: Episodes a step, one optimizer step an epoch.
+        max_new_tokens: Response tokens at most.
+        num_ppo_epochs: Passes over the episodes of a step.
+        rank: Of LoRA, on all linear layers.
+        learning_rate: Of the policy and of the critic.
+        ppo: Further settings of our PPO.
+    """
+
+    base: str
+    prompts: list[str]
+    dtype: str = "bfloat16"
+    attention: str = "sdpa"
+    autocast: bool = False
+    last: int | None = None
+    steps: int = 3
+    batch_size: int = 32
+    max_new_tokens: int = 24
+    num_ppo_epochs: int = 2
+    rank: int = 16
+    learning_rate: float = 1e-5
+    ppo: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model section."""
+        tuning: dict[str, Any] = {"rank": self.rank, "alpha": 2.0 * self.rank}
+        if self.last is not None:
+            tuning["layers"] = {"last": self.last}
+        return ModelConfig.model_validate({"base": self.base, "dtype": self.dtype, "attention": self.attention, "tuning": tuning})
+
+    @property
+    def ppo_config(self) -> PPOConfig:
+        """The PPO section: one minibatch and one microbatch a step, as the peer's defaults are."""
+        settings: dict[str, Any] = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "minibatch_size": self.batch_size,
+            "microbatch_size": self.batch_size,
+            "num_ppo_epochs": self.num_ppo_epochs,
+            "learning_rate": self.learning_rate,
+            "rollout": {"engine": "hf", "max_new_tokens": self.max_new_tokens, "temperature": 0.7},
+        }
+        return PPOConfig.model_validate(settings | self.ppo)
+
+
+def make_inputs(job: Job, folder: Path) -> dict[str, Artifact]:
+    """A data set, a policy that is the base, and a reward model with a random head."""
+    model = job.model
+    base = resolve_base(model, None)
+    tokenizer = load_tokenizer(base, model)
+    torch.manual_seed(0)
+    for name, task in (("policy", "causal_lm"), ("reward_model", "seq_cls")):
+        if task == "causal_lm":
+            loaded = load_causal_lm(base, model, "cpu")
+        else:
+            loaded = load_sequence_classifier(base, model, "cpu", pad_token_id=tokenizer.pad_token_id, seed=0)
+        adapter = attach_adapter(loaded, lora_config(model, loaded.config, task), seed=0)  # type: ignore[arg-type]
+        save_adapter(adapter, "default", folder / name, base_spec=model.base)
+        save_tokenizer(tokenizer, folder / name)
+    ScoreNormalization().save(folder / "reward_model")
+    for kind, records in (("prompts", [PromptRecord(prompt=text) for text in job.prompts]), ("demonstrations", [])):
+        write_records(folder / "dataset" / kind / "train.jsonl", records)
+
+    def digest(name: str) -> str:
+        return combine_digests(file_digests(folder / name))
+
+    return {
+        "dataset": DatasetArtifact(folder / "dataset", digest("dataset")),
+        "policy": PolicyArtifact(folder / "policy", digest("policy")),
+        "reward_model": RewardModelArtifact(folder / "reward_model", digest("reward_model")),
+    }
+
+
+def run_ours(job: Job) -> list[dict[str, float]]:
+    """The stage on this job: one row of metrics a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        spec = StageSpec(
+            stage="ppo",
+            config=job.ppo_config.model_dump(mode="json"),
+            model=job.model.model_dump(mode="json"),
+            inputs=make_inputs(job, root / "inputs"),
+            stage_dir=root / "run" / "ppo",
+            store_dir=root / "store",
+            seed=0,
+            device="cpu",
+            fingerprint="throughput",
+        )
+        run_stage(spec, lambda done, total, what: print(f"{done}/{total} {what}", file=sys.stderr, flush=True))
+        lines = (spec.stage_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_ours(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))))
