@@ -73,7 +73,7 @@ def figure(panels: Sequence[Panel], legend: Sequence[tuple[str, int]], *, column
         columns: Panels beside one another.
     """
     columns = min(columns, len(panels))
-    width, height = columns * _WIDTH, math.ceil(len(panels) / columns) * _HEIGHT + _LEGEND
+    width, height = columns * _WIDTH, math.ceil(len(panels) / columns) * _HEIGHT + (_LEGEND if legend else 0)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
         f'<style>{_STYLE}</style><rect width="{width}" height="{height}" fill="#fff"/>',
