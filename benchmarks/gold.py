@@ -19,6 +19,7 @@ from benchmarks.conditions import condition_lines
 from benchmarks.gold_results import COLLAPSE_RULE, collapse_reasons, plot, read_result, run_table, summary_table
 from data.errors import ConfigError
 from pipeline.loading import load_config
+from stages.artifacts import file_digest
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "vaderSentiment")
 _FAILED = 1  # exit code of `rlhf` where a stage failed: a result; anything else is none
@@ -28,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing and print the tables; 2 where the settings are at fault, 1 where a run was cut off."""
     options = _parse(arguments)
     try:
-        results = recorded_results(options.out / "results.jsonl", _settings(options))
         check_config(options.config, options.set)
+        results = recorded_results(options.out / "results.jsonl", _settings(options))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -118,7 +119,7 @@ def _run(options: argparse.Namespace, seed: int, kl_coef: float) -> dict[str, An
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {"config": options.config.name, "set": sorted(options.set)}
+    return {"config": options.config.name, "sha256": file_digest(options.config), "set": options.set}
 
 
 def _command_text(options: argparse.Namespace) -> str:

@@ -110,12 +110,14 @@ def test_a_row_is_read_from_the_folder_of_a_run(tmp_path: Path) -> None:
 
 def test_rows_of_other_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    settings = {"config": "quickstart.yaml", "set": ["ppo.steps=5"]}
+    settings = {"config": "quickstart.yaml", "sha256": "0", "set": ["ppo.steps=5"]}
     assert recorded_results(path, settings) == []
     path.write_text(json.dumps(result() | {"settings": settings}) + "\n")
     assert len(recorded_results(path, settings)) == 1
     with pytest.raises(ConfigError, match="seed 0, coefficient 0.1 was measured with .*give another folder with --out"):
-        recorded_results(path, {"config": "quickstart.yaml", "set": []})
+        recorded_results(path, settings | {"set": []})
+    with pytest.raises(ConfigError, match="all rows need the same"):  # the file was edited in between
+        recorded_results(path, settings | {"sha256": "1"})
 
 
 def test_a_configuration_without_gold_is_refused() -> None:
