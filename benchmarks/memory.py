@@ -7,11 +7,9 @@ process (`benchmarks.memory_process`).
 """
 
 import argparse
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-import psutil
 from transformers import PretrainedConfig
 
+from benchmarks.conditions import Row, conditions
 from benchmarks.memory_bytes import ROLES
 from benchmarks.memory_process import Case, Layout, Measurement, measure, save_fresh_adapter
 from benchmarks.memory_shape import (
@@ -43,14 +41,17 @@ _GIB, _MIB = 2**30, 2**20
 # mallopt(3): without it glibc keeps freed blocks of up to 32 MiB, and resident memory says little about tensors.
 _THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
-Row = Sequence[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; 2 where the base is at fault."""
     options = _parse(arguments)
     batch = Batch(options.rows, options.prompt_tokens, options.response_tokens)
-    document: dict[str, Any] = {"conditions": _conditions(), "rank": options.rank, "batch": asdict(batch)}
+    document: dict[str, Any] = {
+        "conditions": {**conditions(_PACKAGES), _THRESHOLD: os.environ.get(_THRESHOLD, "default")},
+        "rank": options.rank,
+        "batch": asdict(batch),
+    }
     print(*(f"{name}: {value}" for name, value in document["conditions"].items()), sep="\n")
     print(f"microbatch: {batch.rows} rows of {batch.prompt_tokens} + {batch.response_tokens} tokens\n")
     document["shape"] = _report_shape(options.shape, options.rank, batch)
@@ -196,25 +197,6 @@ def _expected_rows(config: PretrainedConfig, model: Any, precision: Precision, b
 
 def _weights_document(weights: Weights) -> dict[str, Any]:
     return {**asdict(weights), "shared": weights.shared, "separate": weights.separate}
-
-
-def _conditions() -> dict[str, str]:
-    """Machine and versions."""
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
-        platform.processor(),
-    )
-    memory = psutil.virtual_memory().total / _GIB
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
-    return {
-        "machine": f"{os.cpu_count()} cores, {cpu}, {memory:.0f} GiB",
-        "versions": versions,
-        _THRESHOLD: os.environ.get(_THRESHOLD, "default"),
-    }
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

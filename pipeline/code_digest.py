@@ -6,8 +6,8 @@ Comments, formatting and docstrings do not count, so that tidying up leaves the 
 import ast
 import functools
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import stages
 
@@ -20,7 +20,7 @@ def stage_code_digest(stage: str, root: Path = SOURCE_ROOT) -> str:
     """SHA-256 over all modules that `stages.<stage>.stage` imports, directly or not, in functions too."""
     combined = hashlib.sha256()
     for module in sorted(import_closure(f"stages.{stage}.stage", root)):
-        combined.update(f"{module}\0{_module_digest(module, root)}\n".encode())
+        combined.update(f"{module}\0{_read(module, root).digest}\n".encode())
     return combined.hexdigest()
 
 
@@ -33,7 +33,7 @@ def import_closure(module: str, root: Path = SOURCE_ROOT) -> set[str]:
         if name in found or _source_file(name, root) is None:
             continue
         found.add(name)
-        waiting.extend(_imports(name, root))
+        waiting.extend(_read(name, root).imports)
     return found
 
 
@@ -47,36 +47,36 @@ def _source_file(module: str, root: Path) -> Path | None:
     return None
 
 
+class _Module(NamedTuple):
+    """What one file says: the names that it imports, as they are candidates, and the digest of the rest."""
+
+    imports: tuple[str, ...]
+    digest: str
+
+
 @functools.cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def _imports(module: str, root: Path) -> Iterator[str]:
-    """Candidates: `from a import b` may mean the module `a.b` or the name `b` in `a`; both are given."""
+def _read(module: str, root: Path) -> _Module:
+    """Read once, however many stages import it: a parse takes milliseconds, and there are a hundred modules."""
     path = _source_file(module, root)
     assert path is not None
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else []
-            target = ".".join([*start, *([node.module] if node.module else [])])
-            yield target
-            yield from (f"{target}.{alias.name}" for alias in node.names)
-
-
-def _module_digest(module: str, root: Path) -> str:
-    path = _source_file(module, root)
-    assert path is not None
-    # A copy: the tree is cached, and removing docstrings changes it.
-    tree = ast.parse(ast.unparse(_tree(path)))
+    imports = []
     for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imports += _candidates(node, package)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [part for part in node.body if not _is_text(part)]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return _Module(tuple(imports), hashlib.sha256(ast.dump(tree).encode()).hexdigest())
+
+
+def _candidates(node: ast.Import | ast.ImportFrom, package: list[str]) -> list[str]:
+    """`from a import b` may mean the module `a.b` or the name `b` in `a`; both are given."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    start = package[: len(package) - node.level + 1] if node.level else []
+    target = ".".join([*start, *([node.module] if node.module else [])])
+    return [target, *(f"{target}.{alias.name}" for alias in node.names)]
 
 
 def _is_text(node: ast.stmt) -> bool:

@@ -15,6 +15,7 @@ from pipeline.launch import set_environment, stage_environment
 from pipeline.runs import RunFolder
 from pipeline.server import ServerLease, lease_server
 from pipeline.session import RunPlan, Session
+from pipeline.timings import Timings
 from pipeline.tracking import Tracker, start_tracker
 
 logger = logging.getLogger(__name__)
@@ -31,16 +32,18 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
 
     `run.json` says how it ended whatever happens, short of SIGKILL.
     """
-    console = Console()
+    console, timings = Console(), Timings()
     lease: ServerLease | None = None
     tracker: Tracker | None = None
     with _warnings_on(console), _terminable(), _restored("PREFECT_API_URL"):
         try:
             console.line(f"run {run.name} in {run.path}")
             set_environment(stage_environment(config, config_dir))
-            lease = lease_server()
-            tracker = start_tracker(config.tracking, run=run.name, run_dir=run.path)
-            session = Session(config, config_dir, run, plan, console, tracker)
+            with timings.measure("server_start"):
+                lease = lease_server()
+            with timings.measure("wandb_start"):
+                tracker = start_tracker(config.tracking, run=run.name, run_dir=run.path)
+            session = Session(config, config_dir, run, plan, console, tracker, timings)
             _run_on(lease, session)
             run.finish("completed")
             code = EXIT_DONE
@@ -58,8 +61,10 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
             code = EXIT_FAILED
         finally:
             console.end_progress()
-            _write_report(console, run)  # of a failed run too: it says which stage failed, and how
-            _close(console, run, tracker, lease)
+            with timings.measure("report"):
+                _write_report(console, run)  # of a failed run too: it says which stage failed, and how
+            _close(console, run, tracker, lease, timings)
+            run.update(timings=timings.to_json())
     _summarise(console, run)
     return code
 
@@ -70,23 +75,34 @@ def _run_on(lease: ServerLease, session: Session) -> None:
     os.environ["PREFECT_API_URL"] = lease.api_url
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    from pipeline.flow import run_flow
+    timings = session.timings
+    with timings.measure("prefect_import"):
+        from pipeline.flow import run_flow
 
-    lease.wait_until_healthy()
-    run_flow(session, lease.api_url, lease.ui_url)
+    with timings.measure("server_start"):
+        lease.wait_until_healthy()
+    with timings.measure("prefect_flow"):
+        run_flow(session, lease.api_url, lease.ui_url)
 
 
-def _close(console: Console, run: RunFolder, tracker: Tracker | None, lease: ServerLease | None) -> None:
+def _close(
+    console: Console, run: RunFolder, tracker: Tracker | None, lease: ServerLease | None, timings: Timings
+) -> None:
     if lease is not None:
         flow_run_id = run.record.get("prefect", {}).get("flow_run_id")
         if flow_run_id is not None:
             from pipeline.flow import drain
 
             started = [stage for stage in run.record["stages"] if stage["status"] not in ("skipped", "pending")]
-            drain(lease.api_url, flow_run_id, len(started))
-        lease.release()
-    for message in tracker.close() if tracker is not None else ():
-        console.line(message)
+            with timings.measure("prefect_drain"):
+                drain(lease.api_url, flow_run_id, len(started))
+        with timings.measure("server_stop"):
+            lease.release()
+    if tracker is not None:
+        with timings.measure("wandb_close"):
+            messages = tracker.close()
+        for message in messages:
+            console.line(message)
 
 
 def _write_report(console: Console, run: RunFolder) -> None:

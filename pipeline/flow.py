@@ -79,14 +79,15 @@ def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]]
         run_logger = get_run_logger()
         mirror = ProgressMirror(stage)
         try:
-            outcome = run_stage_task(
-                session,
-                stage,
-                {role: artifact_from_json(value) for role, value in inputs.items()},
-                log=lambda line: run_logger.info("%s", line),
-                progress=mirror.update,
-                on_execute=mirror.start,
-            )
+            with session.timings.measure("stages"):
+                outcome = run_stage_task(
+                    session,
+                    stage,
+                    {role: artifact_from_json(value) for role, value in inputs.items()},
+                    log=lambda line: run_logger.info("%s", line),
+                    progress=mirror.update,
+                    on_execute=mirror.start,
+                )
         finally:
             mirror.stop()
         _show_artifacts(session, outcome)

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.config import PipelineConfig
 from pipeline.console import Console
 from pipeline.runs import RunFolder
+from pipeline.timings import Timings
 from pipeline.tracking import Tracker
 from stages.contract import Artifact, StageName
 
@@ -47,6 +48,7 @@ class Session:
         plan: Which stages are taken from where.
         console: What the user sees.
         tracker: The mirror into W&B.
+        timings: Where the run's time goes beside its stages.
     """
 
     config: PipelineConfig
@@ -55,3 +57,4 @@ class Session:
     plan: RunPlan
     console: Console
     tracker: Tracker
+    timings: Timings = field(default_factory=Timings)

@@ -50,15 +50,18 @@ def run_stage_task(
         StageError: The stage failed.
     """
     start = time.monotonic()
-    run, plan = session.run, session.plan
+    run, plan, timings = session.run, session.plan, session.timings
     try:
         recorded = plan.recorded.get(stage)
         if recorded is not None:
-            verify_recorded(run.store_dir, recorded.artifact, recorded.fingerprint)
+            with timings.measure("hashing"):
+                verify_recorded(run.store_dir, recorded.artifact, recorded.fingerprint)
             return _take(session, stage, inputs, recorded, start)
-        fingerprint = stage_fingerprint(session.config, stage, inputs, session.config_dir)
+        with timings.measure("hashing"):
+            fingerprint = stage_fingerprint(session.config, stage, inputs, session.config_dir)
         run.update_stage(stage, status="running", fingerprint=fingerprint)
-        hit = None if stage in plan.forced else lookup(run.store_dir, fingerprint)
+        with timings.measure("hashing"):
+            hit = None if stage in plan.forced else lookup(run.store_dir, fingerprint)
         if hit is not None:
             return _take(session, stage, inputs, Recorded(hit[0], fingerprint), start)
         if stage in plan.stored:
@@ -87,11 +90,13 @@ def _take(
     run = session.run
     manifest = read_record(run.store_dir, taken.fingerprint) or {}
     _tell_start(session, stage, inputs)
-    adopt(run.store_dir, taken.fingerprint, taken.artifact, run.stage_dir(stage))
+    with session.timings.measure("storing"):
+        adopt(run.store_dir, taken.fingerprint, taken.artifact, run.stage_dir(stage))
     metrics = manifest.get("metrics", {})
     seconds = time.monotonic() - start
-    _record(session, stage, "cached", taken, metrics, seconds)
-    session.tracker.stage_finished(stage, {**manifest, "artifact": taken.artifact.to_json()}, "cached")
+    with session.timings.measure("storing"):
+        _record(session, stage, "cached", taken, metrics, seconds)
+    _tell_end(session, stage, {**manifest, "artifact": taken.artifact.to_json()}, "cached")
     session.console.line(f"{stage}: cached, {taken.artifact.digest[:12]} from the store")
     return StageOutcome(stage, "cached", taken.artifact, metrics, seconds)
 
@@ -128,13 +133,14 @@ def _execute(
     try:
         manifest = execute(spec, session.config.launch, log, show)
     except BaseException:  # Ctrl-C too: the stage's W&B run must not stay open
-        session.tracker.stage_finished(stage, None, "failed")
+        _tell_end(session, stage, None, "failed")
         raise
     console.end_progress()
     artifact = artifact_from_json(manifest["artifact"])
     seconds = time.monotonic() - start
-    _record(session, stage, "executed", Recorded(artifact, fingerprint), manifest["metrics"], seconds)
-    session.tracker.stage_finished(stage, manifest, "executed")
+    with session.timings.measure("storing"):
+        _record(session, stage, "executed", Recorded(artifact, fingerprint), manifest["metrics"], seconds)
+    _tell_end(session, stage, manifest, "executed")
     figures = metrics_text(manifest["metrics"])
     console.line(f"{stage}: done in {duration(seconds)}{': ' + figures if figures else ''}")
     return StageOutcome(stage, "executed", artifact, manifest["metrics"], seconds)
@@ -147,13 +153,19 @@ def _device(session: Session) -> Literal["cpu", "cuda"]:
 
 
 def _tell_start(session: Session, stage: StageName, inputs: Mapping[str, Artifact]) -> None:
-    session.tracker.stage_started(
-        stage,
-        stage_section(session.config, stage),
-        model_section(session.config),
-        {role: artifact.to_json() for role, artifact in inputs.items()},
-        session.run.stage_dir(stage) / "metrics.jsonl",
-    )
+    with session.timings.measure("wandb_messages"):
+        session.tracker.stage_started(
+            stage,
+            stage_section(session.config, stage),
+            model_section(session.config),
+            {role: artifact.to_json() for role, artifact in inputs.items()},
+            session.run.stage_dir(stage) / "metrics.jsonl",
+        )
+
+
+def _tell_end(session: Session, stage: StageName, manifest: Mapping[str, Any] | None, status: str) -> None:
+    with session.timings.measure("wandb_messages"):
+        session.tracker.stage_finished(stage, manifest, status)
 
 
 def _record(

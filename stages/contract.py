@@ -117,6 +117,7 @@ class StageContext:
         report_progress: Called with (steps done, steps in all, what is going on).
         config_dir: Folder of the configuration file, for relative paths in it.
         deepspeed: DeepSpeed's configuration, where the stage runs under it.
+        timings: Seconds that are no work of the stage itself, by part, for its manifest.
     """
 
     payload_dir: Path
@@ -128,6 +129,7 @@ class StageContext:
     report_progress: Callable[[int, int, str], None]
     config_dir: Path | None = None
     deepspeed: dict[str, Any] | None = None
+    timings: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

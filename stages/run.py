@@ -5,6 +5,7 @@ Prefect and W&B.
 """
 
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -108,6 +109,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
         StageError: The stage failed.
     """
     is_main = int(os.environ.get("RANK", "0")) == 0
+    laps = [time.monotonic()]
     for artifact in spec.inputs.values():
         verify_artifact(artifact)
     spec.stage_dir.mkdir(parents=True, exist_ok=True)
@@ -118,7 +120,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
     # On the store's file system, so that the final rename is atomic.
     payload_dir = Path(tempfile.mkdtemp(prefix=".payload-", dir=spec.store_dir))
     scratch_dir = Path(tempfile.mkdtemp(prefix=".scratch-", dir=spec.stage_dir))
-    start = time.monotonic()
+    laps.append(time.monotonic())
     try:
         with MetricsWriter(metrics_path) if is_main else NullMetricsWriter() as metrics:
             context = StageContext(
@@ -133,13 +135,15 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
                 deepspeed=spec.deepspeed,
             )
             output = _execute(spec, context)
+        laps.append(time.monotonic())
         if not is_main:
             return {}
         digest, files = publish_payload(payload_dir, spec.store_dir)
+        laps.append(time.monotonic())
     finally:
         shutil.rmtree(payload_dir, ignore_errors=True)
         shutil.rmtree(scratch_dir, ignore_errors=True)
-    manifest = _manifest(spec, output, digest, files, seconds=time.monotonic() - start)
+    manifest = _manifest(spec, output, digest, files, laps, context.timings)
     publish_record(spec.store_dir, spec.fingerprint, manifest, metrics_path)
     link_artifact(spec.stage_dir, spec.store_dir, digest)
     write_json(spec.stage_dir / "manifest.json", manifest)
@@ -147,12 +151,21 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
 
 
 def _execute(spec: StageSpec, context: StageContext) -> StageOutput:
-    """Parse the sections and call the stage. The only place that knows all stages."""
+    """Call the stage, and note how long its imports took."""
+    start = time.monotonic()
+    run = _load(spec)
+    context.timings["imports"] = time.monotonic() - start
+    return run(context)
+
+
+def _load(spec: StageSpec) -> Callable[[StageContext], StageOutput]:
+    """Parse the sections and import the stage. The only place that knows all stages."""
     if spec.stage == "data":
         from data.config import DataConfig
         from stages.data import stage as data_stage
 
-        return data_stage.run(DataConfig.model_validate(spec.config), spec.inputs, context)
+        data_config = DataConfig.model_validate(spec.config)
+        return lambda context: data_stage.run(data_config, spec.inputs, context)
 
     from stages.models.config import ModelConfig
 
@@ -162,32 +175,44 @@ def _execute(spec: StageSpec, context: StageContext) -> StageOutput:
             from stages.sft import stage as sft_stage
             from stages.sft.config import SFTConfig
 
-            return sft_stage.run(SFTConfig.model_validate(spec.config), model, spec.inputs, context)
+            sft_config = SFTConfig.model_validate(spec.config)
+            return lambda context: sft_stage.run(sft_config, model, spec.inputs, context)
         case "preferences":
             from stages.preferences import stage as preferences_stage
             from stages.preferences.config import PreferencesConfig
 
-            return preferences_stage.run(PreferencesConfig.model_validate(spec.config), model, spec.inputs, context)
+            preferences_config = PreferencesConfig.model_validate(spec.config)
+            return lambda context: preferences_stage.run(preferences_config, model, spec.inputs, context)
         case "reward_model":
             from stages.reward_model import stage as reward_model_stage
             from stages.reward_model.config import RewardModelConfig
 
-            return reward_model_stage.run(RewardModelConfig.model_validate(spec.config), model, spec.inputs, context)
+            reward_model_config = RewardModelConfig.model_validate(spec.config)
+            return lambda context: reward_model_stage.run(reward_model_config, model, spec.inputs, context)
         case "ppo":
             from stages.ppo import stage as ppo_stage
             from stages.ppo.config import PPOConfig
 
-            return ppo_stage.run(PPOConfig.model_validate(spec.config), model, spec.inputs, context)
+            ppo_config = PPOConfig.model_validate(spec.config)
+            return lambda context: ppo_stage.run(ppo_config, model, spec.inputs, context)
         case "evaluation":
             from stages.evaluation import stage as evaluation_stage
             from stages.evaluation.config import EvaluationConfig
 
-            return evaluation_stage.run(EvaluationConfig.model_validate(spec.config), model, spec.inputs, context)
+            evaluation_config = EvaluationConfig.model_validate(spec.config)
+            return lambda context: evaluation_stage.run(evaluation_config, model, spec.inputs, context)
 
 
 def _manifest(
-    spec: StageSpec, output: StageOutput, digest: str, files: dict[str, str], seconds: float
+    spec: StageSpec,
+    output: StageOutput,
+    digest: str,
+    files: dict[str, str],
+    laps: list[float],
+    told: Mapping[str, float],
 ) -> dict[str, Any]:
+    hashing, stage, storing = (end - start for start, end in itertools.pairwise(laps))
+    timings = {"hashing": hashing, "stage": stage - sum(told.values()), "storing": storing, **told}
     parents = {role: artifact.digest for role, artifact in spec.inputs.items()}
     artifact = STAGE_OUTPUTS[spec.stage](path=spec.store_dir / digest, digest=digest, parents=parents)
     return {
@@ -201,7 +226,8 @@ def _manifest(
         "packages": {name: version for name in RECORDED_PACKAGES if (version := package_version(name))},
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "device": spec.device},
         "python": platform.python_version(),
-        "seconds": round(seconds, 3),
+        "seconds": round(laps[-1] - laps[1], 3),
+        "timings": {part: round(seconds, 4) for part, seconds in timings.items()},
         "metrics": output.metrics,
         "notes": output.notes,
     }

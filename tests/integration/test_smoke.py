@@ -4,9 +4,11 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+
+from pipeline.timings import Part
 
 Rlhf = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -41,6 +43,12 @@ def check_complete(outputs: Path, name: str) -> dict[str, dict[str, Any]]:
         assert manifest["artifact"]["digest"] == stage["artifact"]["digest"]
         assert (folder / "artifact").resolve() == (outputs / "store" / stage["artifact"]["digest"]).resolve()
         assert not Path(str((folder / "artifact").readlink())).is_absolute()
+        assert set(manifest["timings"]) == {"hashing", "imports", "stage", "storing"}
+        assert all(seconds >= 0 for seconds in manifest["timings"].values())
+    seconds = record["timings"]["seconds"]
+    assert set(seconds) == set(get_args(Part))
+    assert sum(stage["seconds"] for stage in stages.values()) <= seconds["stages"] <= seconds["prefect_flow"]
+    assert seconds["prefect_flow"] < record["timings"]["ended"] - record["timings"]["began"]
     lineage = {role: stages[source]["artifact"]["digest"] for role, source in
                (("dataset", "data"), ("policy", "sft"), ("reward_model", "reward_model"))}  # fmt: skip
     assert stages["ppo"]["artifact"]["parents"] == lineage

@@ -1,5 +1,6 @@
 """Children, their trees, the shared server's book-keeping, and small parts of the terminal output."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from data.errors import ConfigError
+from pipeline import __main__ as entry
 from pipeline import server
 from pipeline.children import run_child
 from pipeline.commands.run import plan_run
@@ -166,3 +168,25 @@ def test_texts() -> None:
     ]  # fmt: skip
     assert metrics_text({"a": 1.0, "b": 0.123456, "c": None}) == "a 1, b 0.1235"
     assert table(("x", "long"), [("value", "y")]) == ["x      long", "value  y"]
+
+
+@pytest.mark.parametrize("error", [None, SystemExit(2)])
+def test_the_end_of_a_command_does_not_search_its_memory_for_cycles(
+    error: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command() -> int:
+        if error is not None:
+            raise error
+        return 7
+
+    monkeypatch.setattr(entry.cli, "main", command)
+    gc.unfreeze()
+    try:
+        if error is None:
+            assert entry.main() == 7
+        else:
+            with pytest.raises(SystemExit):
+                entry.main()
+        assert gc.get_freeze_count() > 1000  # all that pytest has loaded
+    finally:
+        gc.unfreeze()

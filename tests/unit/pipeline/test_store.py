@@ -191,6 +191,7 @@ def test_import_closure(tree: Path) -> None:
         ("stages/shared.py", '"""Doc."""\nX = 2\n', True),
         ("data/late.py", "def f():\n    return 2\n", True),
         ("data/late.py", 'def f():\n    """Doc."""\n    return 1\n', False),
+        ("data/late.py", "def f(  ):\n    return (\n        1\n    )\n", False),
         ("stages/other.py", "Y = 2\n", False),
     ],
 )
@@ -201,9 +202,28 @@ def test_checklist_52_the_digest_of_the_code(
 
     before = stage_code_digest("sft", tree)
     (tree / file).write_text(text, encoding="utf-8")
-    code_digest._tree.cache_clear()
+    code_digest._read.cache_clear()
     stage_code_digest.cache_clear()
     assert (stage_code_digest("sft", tree) != before) == is_changed
+
+
+def test_a_module_of_several_stages_is_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import code_digest
+
+    (tree / "stages/ppo").mkdir()
+    (tree / "stages/ppo/stage.py").write_text("from stages import shared\n", encoding="utf-8")
+    parsed: list[str] = []
+    real = code_digest.ast.parse
+
+    def parse(text: str, filename: str) -> Any:
+        parsed.append(filename)
+        return real(text, filename=filename)
+
+    monkeypatch.setattr(code_digest.ast, "parse", parse)
+    stage_code_digest("sft", tree)
+    stage_code_digest("ppo", tree)
+    assert str(tree / "stages/shared.py") in parsed
+    assert sorted(parsed) == sorted(set(parsed))
 
 
 def test_graph() -> None:

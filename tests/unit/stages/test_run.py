@@ -79,6 +79,31 @@ def test_a_stage_is_published_with_its_manifest(tmp_path: Path, monkeypatch: pyt
     assert manifest["hardware"]["device"] == "cpu" and manifest["seconds"] >= 0
 
 
+def test_the_manifest_tells_the_stages_own_work_from_what_comes_on_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+
+    def pass_seconds(seconds: float, function: Any) -> Any:
+        def wrapped(*arguments: Any) -> Any:
+            now[0] += seconds
+            return function(*arguments)
+
+        return wrapped
+
+    def stage(spec: StageSpec, context: StageContext) -> StageOutput:
+        context.timings["imports"] = 8.0
+        return _stand_in(spec, context)
+
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_module, "verify_artifact", pass_seconds(1.0, verify_artifact))
+    monkeypatch.setattr(run_module, "_execute", pass_seconds(40.0, stage))
+    monkeypatch.setattr(run_module, "publish_payload", pass_seconds(2.0, run_module.publish_payload))
+    manifest = run_stage(_spec(tmp_path), lambda *values: None)
+    assert manifest["timings"] == {"hashing": 1.0, "imports": 8.0, "stage": 32.0, "storing": 2.0}
+    assert manifest["seconds"] == 42.0
+
+
 def test_the_digest_does_not_depend_on_folder_seed_or_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "_execute", _stand_in)
     digests = set()
