@@ -1,30 +1,36 @@
-"""The job of `benchmarks.ppo_throughput`, and our side of it: the PPO stage itself, in a process of its own.
+"""The job of `benchmarks.ppo_throughput`, and our sides of it, each in a process of its own.
 
-    python -m benchmarks.throughput_job JOB.json
-
-runs `JOB.json` (`Job.save`) and prints the rows of its `metrics.jsonl` as JSON.
+python -m benchmarks.throughput_job ours JOB.json     # the PPO stage; the rows of its metrics.jsonl as JSON
+python -m benchmarks.throughput_job floor JOB.json    # bare generation and passes; seconds of each as JSON
 """
 
 import json
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
+from data.chat import encode_prompt
+from data.collators import PromptResponseBatch, collate_episodes, left_pad
 from data.schema import PromptRecord, write_records
 from stages.artifacts import combine_digests, file_digests
 from stages.contract import Artifact, DatasetArtifact, PolicyArtifact, RewardModelArtifact
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm, load_sequence_classifier
 from stages.models.scalar_head import ScoreNormalization
+from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer, save_tokenizer
 from stages.models.tuning import attach_adapter, lora_config, save_adapter
 from stages.ppo.config import PPOConfig
 from stages.run import StageSpec, run_stage
+
+ROLES = {"policy": "policy", "reference": "policy", "reward": "reward_model", "critic": "reward_model"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ class Job:
         tuning: dict[str, Any] = {"rank": self.rank, "alpha": 2.0 * self.rank}
         if self.last is not None:
             tuning["layers"] = {"last": self.last}
-        return ModelConfig.model_validate({"base": self.base, "dtype": self.dtype, "attention": self.attention, "tuning": tuning})
+        return ModelConfig.model_validate(
+            {"base": self.base, "dtype": self.dtype, "attention": self.attention, "tuning": tuning}
+        )
 
     @property
     def ppo_config(self) -> PPOConfig:
@@ -136,5 +144,54 @@ def run_ours(job: Job) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
+def run_floor(job: Job) -> list[dict[str, float]]:
+    """Bare generation and the passes that a step cannot do without, on the same base, adapters and prompts.
+
+    Passes: reward model and reference forward; policy and critic forward and backward once an epoch. No rewards, no
+    advantages, no losses beyond a sum, no optimizer. Every response has all its tokens.
+    """
+    model, tokens = job.model, job.max_new_tokens
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = make_inputs(job, Path(folder))
+        base = SharedBase(load_causal_lm(resolve_base(model, None), model, "cpu"), model)
+        for role, source in ROLES.items():
+            base.add_adapter(role, inputs[source].path, trainable=role in ("policy", "critic"))
+        tokenizer = load_tokenizer(inputs["policy"].path, model)
+    if job.last is not None:
+        base.enable_trunk_cache()
+    prompts = [encode_prompt(tokenizer, text) for text in job.prompts[: job.batch_size]]
+    input_ids, mask = left_pad(prompts, tokenizer.pad_token_id)
+    settings = GenerationConfig(
+        max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+    )
+    rows: list[dict[str, float]] = []
+    for _ in range(job.steps):
+        start = time.perf_counter()
+        with torch.no_grad(), base.role("policy"):
+            sequences = base.generate(input_ids, mask, generation_config=settings)
+        generated = time.perf_counter()
+        responses = sequences[:, input_ids.shape[1] :].tolist()
+        batch = collate_episodes(prompts, responses, tokenizer.pad_token_id)
+        with base.cached_trunk():
+            _bare_passes(base, batch, epochs=job.num_ppo_epochs)
+        end = time.perf_counter()
+        rows.append({"generate": generated - start, "passes": end - generated, "step": end - start})
+    return rows
+
+
+def _bare_passes(base: SharedBase, batch: PromptResponseBatch, *, epochs: int) -> None:
+    with torch.no_grad():
+        with base.role("reward"):
+            base.hidden_states(batch.input_ids, batch.attention_mask)
+        with base.role("reference"):
+            base.training_logprobs(batch, temperature=1.0)
+    for _ in range(epochs):
+        with base.role("policy"):
+            base.training_logprobs(batch, temperature=1.0).sum().backward()
+        with base.role("critic"):
+            base.response_hidden_states(batch).float().sum().backward()
+
+
 if __name__ == "__main__":
-    print(json.dumps(run_ours(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))))
+    run = {"ours": run_ours, "floor": run_floor}[sys.argv[1]]
+    print(json.dumps(run(Job(**json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))))))

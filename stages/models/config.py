@@ -54,8 +54,10 @@ class ModelConfig(StrictModel):
     quantization: Literal["none", "nf4"] = "none"
     """`nf4` keeps the base in 4 bits with double quantisation (Dettmers et al. 2023, section 3)."""
 
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "auto"] = "sdpa"
+    """Attention implementation of transformers. `auto` is `sdpa`, but `eager` where the model caps its attention logits
+    and, on a CPU in bfloat16, for passes over whole sequences: there the backward of `sdpa` takes two to four times as
+    long on 32 or 64 tokens. `eager` needs memory that grows with the square of the length."""
 
     trust_remote_code: bool = False
     """Run code that the model's repository brings. Off unless you have read that code."""

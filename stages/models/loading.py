@@ -205,7 +205,7 @@ def _load(
                 revision=model.revision,
                 trust_remote_code=model.trust_remote_code,
                 dtype=dtype,
-                attn_implementation=model.attention,
+                attn_implementation=_attention(base, model, device),
                 use_safetensors=True,
                 output_loading_info=True,
                 device_map=None if device == "cpu" else {"": device},
@@ -226,6 +226,15 @@ def _load(
     loaded.requires_grad_(False)
     result: PreTrainedModel = loaded.eval()
     return result
+
+
+def _attention(base: Path | str, model: ModelConfig, device: str) -> str:
+    """The implementation for passes over whole sequences; `auto` resolved."""
+    if model.attention != "auto":
+        return model.attention
+    config = load_base_config(base, model).get_text_config()
+    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return "eager" if is_capped or (device == "cpu" and model.dtype == "bfloat16") else "sdpa"
 
 
 def _keep_nf4_differentiable(model: nn.Module) -> None:

@@ -71,6 +71,8 @@ class SharedBase:
         self._head = LogitsHead.of(loaded)
         vocabulary = loaded.get_output_embeddings().weight.shape[0]
         self._chunk_rows = max(_LOGITS_CHUNK_BYTES[loaded.device.type] // (4 * vocabulary), 1)
+        is_capped = getattr(loaded.config.get_text_config(), "attn_logit_softcapping", None) is not None
+        self._decodes_by_sdpa = model.attention == "auto" and not is_capped
         self._trunk: Trunk | None = None
         self._cache: TrunkCache | None = None
         self._takes_positions = "position_ids" in inspect.signature(loaded.base_model.forward).parameters
@@ -223,12 +225,16 @@ class SharedBase:
         In evaluation mode: in training mode, activation checkpointing drops the key-value cache while `generate`
         passes on only the newest token, so that each token would be drawn without the ones before it.
         """
-        training = self._base.training
+        training, attention = self._base.training, self._base.config._attn_implementation
         self._base.eval()
+        if self._decodes_by_sdpa:
+            self._base.set_attn_implementation("sdpa")
         try:
             return self._base.generate(input_ids=input_ids, attention_mask=attention_mask.long(), **settings)
         finally:
             self._base.train(training)
+            if self._decodes_by_sdpa:
+                self._base.set_attn_implementation(attention)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass.

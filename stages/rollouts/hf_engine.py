@@ -10,13 +10,15 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from data.collators import left_pad
 from stages.models.shared_base import SharedBase
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.contract import PolicyVersion, Rollout
+
+_DRAW_BLOCK = 256
 
 
 class HFEngine:
@@ -108,8 +110,27 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Int[Tensor, "B S"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """Rule out every token but the drawn one."""
         logprobs = torch.log_softmax(scores.float() / self._temperature, dim=-1)
-        cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
-        threshold = self._draws[len(self.logprobs)].unsqueeze(1) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, threshold, right=True).clamp(max=scores.shape[1] - 1)
+        drawn = draw_by_inverse(logprobs.exp(), self._draws[len(self.logprobs)])
         self.logprobs.append(logprobs.gather(1, drawn).squeeze(1))
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+
+def draw_by_inverse(probabilities: Float[Tensor, "B V"], draws: Float[Tensor, " B"]) -> Int[Tensor, "B 1"]:
+    """The token at which each row's cumulative distribution passes a uniform number.
+
+    First the block of tokens is found, then the token in it: running sums in float64 over the whole vocabulary took
+    a tenth of the time of generating.
+
+    Args:
+        probabilities: Of each token; a row's sum need not be exactly 1.
+        draws: A uniform number in [0, 1) for each row, in float64.
+    """
+    rows, size = probabilities.shape
+    blocks = nn.functional.pad(probabilities, (0, -size % _DRAW_BLOCK)).view(rows, -1, _DRAW_BLOCK)
+    ends = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    threshold = draws.unsqueeze(1) * ends[:, -1:]
+    block = torch.searchsorted(ends, threshold, right=True).clamp(max=blocks.shape[1] - 1)
+    within = blocks[torch.arange(rows, device=block.device), block.squeeze(1)].cumsum(dim=-1, dtype=torch.float64)
+    before = nn.functional.pad(ends, (1, 0)).gather(1, block)
+    token = torch.searchsorted(within, threshold - before, right=True).clamp(max=_DRAW_BLOCK - 1)
+    return (block * _DRAW_BLOCK + token).clamp(max=size - 1)

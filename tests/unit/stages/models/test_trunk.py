@@ -1,4 +1,4 @@
-"""The cached trunk beside the plain pass: six families, three precisions, outputs and gradients; and what is refused."""
+"""The cached trunk beside the plain pass, for six families in three precisions; and what is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
