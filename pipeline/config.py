@@ -120,6 +120,15 @@ class PipelineConfig(StrictModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _cached_trunk(self) -> Self:
+        if self.ppo is not None and self.ppo.cache_trunk is True and self.model.tuning.layers is None:
+            raise ValueError(
+                "ppo.cache_trunk=true, but `model.tuning.layers` is not set: adapters on all blocks leave no trunk to "
+                "cache; set `model.tuning.layers: {last: N}`, or `ppo.cache_trunk: auto`"
+            )
+        return self
+
     def _check_accumulation(self, key: str, size: int, stage: str, microbatch_size: int) -> None:
         ranks = self.launch.num_processes
         at_once = microbatch_size * ranks

@@ -34,6 +34,7 @@ from stages.algorithms.masking import position_ids_from_mask
 from stages.models.config import ModelConfig
 from stages.models.loading import disable_dropout
 from stages.models.logits_head import LogitsHead
+from stages.models.low_rank import save_copies
 from stages.models.trunk import Trunk, TrunkCache
 from stages.models.tuning import attach_adapter, load_adapter_weights, lora_config
 
@@ -309,6 +310,7 @@ class SharedBase:
         for parameter, trainable in flags:
             parameter.requires_grad_(trainable)
         self._layers = [module for module in self._peft.modules() if isinstance(module, BaseTunerLayer)]
+        save_copies(self._layers)
 
     def _set_trainable(self, name: str, trainable: bool) -> None:
         for parameter in self.parameters(name):

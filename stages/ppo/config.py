@@ -199,6 +199,13 @@ class PPOConfig(StrictModel):
         return self.advantage_estimator in _WITH_CRITIC
 
     @property
+    def shares_first_pass(self) -> bool:
+        """`share_first_pass` with `auto` resolved."""
+        if self.share_first_pass == "auto":
+            return self.minibatch_size == self.microbatch_size and self.microbatch_tokens is None
+        return self.share_first_pass
+
+    @property
     def whitens_advantages(self) -> bool:
         """`whiten_advantages` with `auto` resolved."""
         if self.whiten_advantages == "auto":

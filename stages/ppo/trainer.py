@@ -132,13 +132,9 @@ class PPOTrainer:
         return self.bad_steps.check(self.num_steps + 1, values, "batch")
 
     def _first_minibatch(self) -> list[int]:
-        """Episodes whose forward with gradients serves twice; none where that is not asked for or would not fit."""
-        config = self.config
-        if config.share_first_pass == "auto":
-            fits = config.minibatch_size == config.microbatch_size and config.microbatch_tokens is None
-        else:
-            fits = config.share_first_pass
-        return self.update.first_minibatch(step=self.num_steps) if fits and self.ranks.size == 1 else []
+        """Episodes whose forward with gradients serves twice; none with several ranks: they update others' episodes."""
+        shares = self.config.shares_first_pass and self.ranks.size == 1
+        return self.update.first_minibatch(step=self.num_steps) if shares else []
 
     def _learn(
         self, experience: Experience, scores: Float[Tensor, " B"], passed: Sequence[Microbatch], clock: StepClock

@@ -81,6 +81,11 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "own has to differ: leave it out, and the reward model starts from SFT on the shared base",
         ),
         (
+            ["ppo.cache_trunk=true"],
+            "c.yaml: ppo.cache_trunk=true, but `model.tuning.layers` is not set: adapters on all blocks leave no trunk "
+            "to cache; set `model.tuning.layers: {last: N}`, or `ppo.cache_trunk: auto`",
+        ),
+        (
             ["reward_model.model={base: x, rank: 8}"],
             "--set reward_model.model={base: x, rank: 8}: reward_model.model.rank: unknown key. "
             "Did you mean reward_model.model.tuning.rank?",
