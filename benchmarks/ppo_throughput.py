@@ -56,6 +56,21 @@ def make_cases(job: Job, *, peer: bool, last: int) -> list[Case]:
     return cases
 
 
+def make_ablations(job: Job, *, last: int) -> list[Case]:
+    """Ours, and ours without one optimisation at a time."""
+    every, upper = (replace(job, last=blocks, attention="auto") for blocks in (None, last))
+    apart, uncached = {"share_first_pass": False}, {"cache_trunk": False}
+    cases = [
+        ("all blocks: ours", every),
+        ("all blocks: without the shared first pass", replace(every, ppo=apart)),
+        ("all blocks: with sdpa for whole sequences", replace(every, attention="sdpa")),
+        (f"last {last} blocks: ours", upper),
+        (f"last {last} blocks: without the cached trunk", replace(upper, ppo=uncached)),
+        (f"last {last} blocks: without the shared first pass", replace(upper, ppo=apart)),
+    ]
+    return [Case(name, "ours", case_job) for name, case_job in cases]
+
+
 def run_case(case: Case, *, peer_python: str | None, folder: Path) -> list[dict[str, float]]:
     """Steps of one process without the first: seconds of each part.
 
@@ -128,17 +143,18 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3, help="rounds over all cases")
     parser.add_argument("--steps", type=int, default=2, help="steps of each process; the first is left out")
     parser.add_argument("--last", type=int, default=10, help="blocks with adapters in the second half")
+    parser.add_argument("--ablate", action="store_true", help="instead: ours without one optimisation at a time")
     parser.add_argument("--only", nargs="*", default=[], help="words that a case's name has to contain")
     parser.add_argument("--json", type=Path, help="write all figures here, after each case")
     options = parser.parse_args()
     base = resolve_base(ModelConfig(base=options.base), None)
     prompts = [json.loads(line)["prompt"] for line in _SAMPLES.read_text(encoding="utf-8").splitlines()]
     job = Job(base=str(base), prompts=prompts, steps=options.steps)
-    cases = [
-        case
-        for case in make_cases(job, peer=options.peer_python is not None, last=options.last)
-        if all(word in case.name for word in options.only)
-    ]
+    if options.ablate:
+        cases = make_ablations(job, last=options.last)
+    else:
+        cases = make_cases(job, peer=options.peer_python is not None, last=options.last)
+    cases = [case for case in cases if all(word in case.name for word in options.only)]
     steps: dict[str, list[dict[str, float]]] = {case.name: [] for case in cases}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.repetitions):
@@ -152,7 +168,9 @@ def main() -> None:
     settings = {name: value for name, value in asdict(job).items() if name not in ("base", "prompts", "ppo")}
     print("\n".join(condition_lines(("torch", "transformers", "peft"))))
     print(f"Job: {options.base}, {len(prompts)} prompts of data/samples, {settings}\n")
-    print(table(cases, steps), "\n", "\n".join(ratios(cases, steps)), sep="\n")
+    print(table(cases, steps))
+    if not options.ablate:
+        print("\n" + "\n".join(ratios(cases, steps)))
 
 
 if __name__ == "__main__":

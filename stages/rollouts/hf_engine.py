@@ -128,9 +128,14 @@ def draw_by_inverse(probabilities: Float[Tensor, "B V"], draws: Float[Tensor, " 
     rows, size = probabilities.shape
     blocks = nn.functional.pad(probabilities, (0, -size % _DRAW_BLOCK)).view(rows, -1, _DRAW_BLOCK)
     ends = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    threshold = draws.unsqueeze(1) * ends[:, -1:]
-    block = torch.searchsorted(ends, threshold, right=True).clamp(max=blocks.shape[1] - 1)
+    threshold = _below(draws.unsqueeze(1) * ends[:, -1:], ends[:, -1:])
+    block = torch.searchsorted(ends, threshold, right=True)
     within = blocks[torch.arange(rows, device=block.device), block.squeeze(1)].cumsum(dim=-1, dtype=torch.float64)
     before = nn.functional.pad(ends, (1, 0)).gather(1, block)
-    token = torch.searchsorted(within, threshold - before, right=True).clamp(max=_DRAW_BLOCK - 1)
-    return (block * _DRAW_BLOCK + token).clamp(max=size - 1)
+    token = torch.searchsorted(within, _below(threshold - before, within[:, -1:]), right=True)
+    return block * _DRAW_BLOCK + token
+
+
+def _below(values: Float[Tensor, "B 1"], ends: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
+    """Values that rounding has carried to the end are put before it, so that no token of probability 0 is drawn."""
+    return values.minimum(torch.nextafter(ends, torch.zeros_like(ends)))

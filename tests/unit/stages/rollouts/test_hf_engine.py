@@ -12,7 +12,7 @@ from stages.models.loading import load_causal_lm
 from stages.models.shared_base import SharedBase
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.contract import PolicyVersion, Rollout
-from stages.rollouts.hf_engine import HFEngine
+from stages.rollouts.hf_engine import HFEngine, draw_by_inverse
 from stages.seeds import row_seeds
 from tests.tiny import Family
 from tests.unit.stages.parts import FAMILIES, PAD, FoldersOf, all_roles, model_config, random_rows
@@ -173,3 +173,29 @@ def test_the_base_needs_no_adapter_to_generate(folders: FoldersOf) -> None:
     assert len(engine.generate(PROMPTS, SamplingConfig(max_new_tokens=2), seeds=row_seeds(0, len(PROMPTS)))) == len(
         PROMPTS
     )
+
+
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution() -> None:
+    probabilities = torch.tensor([[0.125, 0.0, 0.5, 0.375, 0.0]] * 5)
+    draws = torch.tensor([0.0, 0.1249, 0.125, 0.6249, 0.625], dtype=torch.float64)
+    assert draw_by_inverse(probabilities, draws).squeeze(1).tolist() == [0, 0, 2, 2, 3]
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
+def test_draws_by_blocks_are_those_of_one_running_sum(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    probabilities = torch.softmax(4 * torch.randn(500, size, generator=generator), dim=-1)
+    draws = torch.rand(500, generator=generator, dtype=torch.float64)
+    cumulative = probabilities.double().cumsum(dim=-1)
+    expected = (cumulative <= draws.unsqueeze(1) * cumulative[:, -1:]).sum(dim=-1)
+    assert torch.equal(draw_by_inverse(probabilities, draws).squeeze(1), expected)
+    assert size == 1 or len(set(expected.tolist())) > 20
+
+
+def test_a_token_of_probability_zero_is_never_drawn() -> None:
+    probabilities = torch.zeros(2, 700)
+    probabilities[:, [3, 300, 301, 520]] = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    edges = torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64)
+    assert draw_by_inverse(probabilities, edges).squeeze(1).tolist() == [3, 520]
+    # A sum in another order may end a little above or below: the draw stays on the last token that can be.
+    assert draw_by_inverse(probabilities, torch.ones(2, dtype=torch.float64)).squeeze(1).tolist() == [520, 520]
