@@ -50,6 +50,8 @@ class Job:
         num_ppo_epochs: Passes over the episodes of a step.
         rank: Of LoRA, on all linear layers.
         learning_rate: Of the policy and of the critic.
+        device: `cpu` or `cuda`.
+        quantization: `none` or `nf4`; ours alone.
         ppo: Further settings of our PPO.
     """
 
@@ -65,6 +67,8 @@ class Job:
     num_ppo_epochs: int = 2
     rank: int = 16
     learning_rate: float = 1e-5
+    device: str = "cpu"
+    quantization: str = "none"
     ppo: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -77,9 +81,8 @@ class Job:
         tuning: dict[str, Any] = {"rank": self.rank, "alpha": 2.0 * self.rank}
         if self.last is not None:
             tuning["layers"] = {"last": self.last}
-        return ModelConfig.model_validate(
-            {"base": self.base, "dtype": self.dtype, "attention": self.attention, "tuning": tuning}
-        )
+        settings: dict[str, Any] = {"base": self.base, "dtype": self.dtype, "attention": self.attention}
+        return ModelConfig.model_validate(settings | {"quantization": self.quantization, "tuning": tuning})
 
     @property
     def ppo_config(self) -> PPOConfig:
@@ -97,22 +100,9 @@ class Job:
 
 
 def make_inputs(job: Job, folder: Path) -> dict[str, Artifact]:
-    """A data set, a policy that is the base, and a reward model with a random head."""
-    model = job.model
-    base = resolve_base(model, None)
-    tokenizer = load_tokenizer(base, model)
-    torch.manual_seed(0)
-    for name, task in (("policy", "causal_lm"), ("reward_model", "seq_cls")):
-        if task == "causal_lm":
-            loaded = load_causal_lm(base, model, "cpu")
-        else:
-            loaded = load_sequence_classifier(base, model, "cpu", pad_token_id=tokenizer.pad_token_id, seed=0)
-        adapter = attach_adapter(loaded, lora_config(model, loaded.config, task), seed=0)  # type: ignore[arg-type]
-        save_adapter(adapter, "default", folder / name, base_spec=model.base)
-        save_tokenizer(tokenizer, folder / name)
-    ScoreNormalization().save(folder / "reward_model")
-    for kind, records in (("prompts", [PromptRecord(prompt=text) for text in job.prompts]), ("demonstrations", [])):
-        write_records(folder / "dataset" / kind / "train.jsonl", records)
+    """A data set, a policy that is the base, and a reward model with a random head; what is there is taken."""
+    if not (folder / "dataset").is_dir():
+        _write_inputs(job, folder)
 
     def digest(name: str) -> str:
         return combine_digests(file_digests(folder / name))
@@ -124,19 +114,42 @@ def make_inputs(job: Job, folder: Path) -> dict[str, Artifact]:
     }
 
 
-def run_ours(job: Job) -> list[dict[str, float]]:
-    """The stage on this job: one row of metrics a step."""
+def _write_inputs(job: Job, folder: Path) -> None:
+    model = job.model
+    base = resolve_base(model, None)
+    tokenizer = load_tokenizer(base, model)
+    torch.manual_seed(0)
+    for name, task in (("policy", "causal_lm"), ("reward_model", "seq_cls")):
+        if task == "causal_lm":
+            loaded = load_causal_lm(base, model, job.device)
+        else:
+            loaded = load_sequence_classifier(base, model, job.device, pad_token_id=tokenizer.pad_token_id, seed=0)
+        adapter = attach_adapter(loaded, lora_config(model, loaded.config, task), seed=0)  # type: ignore[arg-type]
+        save_adapter(adapter, "default", folder / name, base_spec=model.base)
+        save_tokenizer(tokenizer, folder / name)
+    ScoreNormalization().save(folder / "reward_model")
+    for kind, records in (("prompts", [PromptRecord(prompt=text) for text in job.prompts]), ("demonstrations", [])):
+        write_records(folder / "dataset" / kind / "train.jsonl", records)
+
+
+def run_ours(job: Job, *, inputs_dir: Path | None = None) -> list[dict[str, float]]:
+    """The stage on this job: one row of metrics a step.
+
+    Args:
+        job: What to run.
+        inputs_dir: Keeps the stage's inputs for the next job on the same base and blocks; None keeps nothing.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         spec = StageSpec(
             stage="ppo",
             config=job.ppo_config.model_dump(mode="json"),
             model=job.model.model_dump(mode="json"),
-            inputs=make_inputs(job, root / "inputs"),
+            inputs=make_inputs(job, inputs_dir or root / "inputs"),
             stage_dir=root / "run" / "ppo",
             store_dir=root / "store",
             seed=0,
-            device="cpu",
+            device=job.device,
             fingerprint="throughput",
         )
         run_stage(spec, lambda done, total, what: print(f"{done}/{total} {what}", file=sys.stderr, flush=True))
