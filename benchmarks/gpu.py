@@ -28,6 +28,7 @@ _COLUMNS = (
     "case", "peak memory, GiB", "episodes/s", "step, s", "generate", "score", "experience", "update", "sync",
     "generated tokens/s", "share of vLLM's own rate",
 )  # fmt: skip
+_RESULT = "result.json"  # as gpu_case names it, which imports torch
 _FIGURES = len(_COLUMNS) - 1
 
 
@@ -114,7 +115,7 @@ def run_case(case: Case, engine: str, folder: Path, *, device: str, seconds: flo
     if done.returncode != 0:
         last = [text for text in done.stderr.splitlines() if text.strip()][-1:]
         return f"exit status {done.returncode} ({last[0][:120] if last else 'no output'})"
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    found: dict[str, Any] = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
     return found
 
 

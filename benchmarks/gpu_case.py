@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_case SHAPE none|nf4 hf|vllm|raw cuda|cpu FOLDER
 
-FOLDER keeps the base and the adapters for the cases after it. Prints the rows of metrics.jsonl as JSON, or with `raw`
-the tokens a second of vLLM alone on the prompts of one step.
+FOLDER keeps the base and the adapters for the cases after it. Writes the rows of metrics.jsonl to FOLDER/result.json, or
+with `raw` the tokens a second of vLLM alone on the prompts of one step: what engines print goes to the output.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.gpu_bases import SHAPES, make_base
 from benchmarks.throughput_job import Job, run_ours
 
+RESULT = "result.json"
 _PROMPT_TOKENS = {"llama-8b": 128, "smollm2-135m": 128, "tiny": 16}
 _RESPONSE_TOKENS = {"llama-8b": 128, "smollm2-135m": 128, "tiny": 8}
 _BATCH = {"llama-8b": 32, "smollm2-135m": 64, "tiny": 8}
@@ -76,10 +77,11 @@ def main() -> None:
         make_base(SHAPES[shape], base, device=device)
     job = make_job(shape, quantization, engine, device, base)
     if engine == "raw":
-        print(json.dumps({"raw_rate": raw_rate(job)}))
+        found: dict[str, Any] = {"raw_rate": raw_rate(job)}
     else:
         rows = run_ours(job, inputs_dir=Path(folder) / shape / "inputs")
-        print(json.dumps({"rows": rows, "batch_size": job.batch_size}))
+        found = {"rows": rows, "batch_size": job.batch_size}
+    (Path(folder) / RESULT).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from stages.algorithms.logprobs import chunked_logprobs
 from stages.models.config import ModelConfig, TuningConfig
 from stages.models.scalar_head import ScoreHead, ScoreNormalization, ValueHead
 from stages.models.shared_base import _LOGITS_CHUNK_BYTES
+from stages.models.low_rank import save_copies
 from stages.models.tuning import attach_adapter, lora_config
 
 Precision = Literal["bf16", "nf4"]
@@ -231,6 +232,7 @@ def _attach(base: nn.Module, config: PretrainedConfig, model: ModelConfig, roles
     peft_model = base
     for role in roles:
         peft_model = attach_adapter(peft_model, section, adapter_name=role, seed=0)
+    save_copies(peft_model.modules())  # as `SharedBase` has it
     return peft_model
 
 
