@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_case SHAPE none|nf4 hf|vllm|raw cuda|cpu FOLDER
 
-FOLDER keeps the base and the adapters for the cases after it. Writes the rows of metrics.jsonl to FOLDER/result.json, or
+FOLDER keeps base and adapters for the cases after it. Writes the rows of metrics.jsonl to FOLDER/result.json, or
 with `raw` the tokens a second of vLLM alone on the prompts of one step: what engines print goes to the output.
 """
 

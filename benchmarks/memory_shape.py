@@ -29,9 +29,9 @@ from benchmarks.memory_bytes import (
 )
 from stages.algorithms.logprobs import chunked_logprobs
 from stages.models.config import ModelConfig, TuningConfig
+from stages.models.low_rank import save_copies
 from stages.models.scalar_head import ScoreHead, ScoreNormalization, ValueHead
 from stages.models.shared_base import _LOGITS_CHUNK_BYTES
-from stages.models.low_rank import save_copies
 from stages.models.tuning import attach_adapter, lora_config
 
 Precision = Literal["bf16", "nf4"]
