@@ -232,7 +232,8 @@ def _attach(base: nn.Module, config: PretrainedConfig, model: ModelConfig, roles
     peft_model = base
     for role in roles:
         peft_model = attach_adapter(peft_model, section, adapter_name=role, seed=0)
-    save_copies(peft_model.modules())  # as `SharedBase` has it
+    if model.quantization == "none":  # as `SharedBase` has it; PEFT's layers of a 4-bit base stay as they are
+        save_copies(peft_model.modules())
     return peft_model
 
 
