@@ -63,9 +63,9 @@ def steps(ranks: Ranks, folders: Folders, kept: Path, deepspeed: dict[str, Any] 
     found["advantages"] = []
     update = trainer.update
 
-    def spy(experience: Experience, targets: Any, *, step: int) -> dict[str, float]:
+    def spy(experience: Experience, targets: Any, **others: Any) -> dict[str, float]:
         found["advantages"].append(targets.advantages.tolist())
-        return update(experience, targets, step=step)
+        return update(experience, targets, **others)
 
     trainer.update = spy  # type: ignore[assignment]
     try:
