@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Score = Callable[[Tensor, Tensor], Tensor]
-"""From rows of hidden states [n D] and their tokens [n] to K numbers for each row [K n]."""
+Score = Callable[[Tensor, Tensor], list[Tensor]]
+"""From rows of hidden states [n D] and their tokens [n] to K scores of each row [n]; those without gradients last."""
 
 
 def gather_logprobs(
@@ -111,10 +111,10 @@ def chunked_logprobs(
         tensor([-0.6931, -0.3133])
     """
 
-    def score(rows: Tensor, tokens: Tensor) -> Tensor:
-        return _pick(_log_softmax(head(rows), temperature), tokens).unsqueeze(0)
+    def score(rows: Tensor, tokens: Tensor) -> list[Tensor]:
+        return [_pick(_log_softmax(head(rows), temperature), tokens)]
 
-    return _score_in_chunks(hidden, token_ids, score, chunk_size, 1).squeeze(0)
+    return _score_in_chunks(hidden, token_ids, score, chunk_size).squeeze(0)
 
 
 def chunked_logprobs_and_entropy(
@@ -155,60 +155,59 @@ def chunked_logprobs_and_entropy(
         (tensor([-0.6931, -0.3133]), tensor([0.6931, 0.5822]))
     """
 
-    def score(rows: Tensor, tokens: Tensor) -> Tensor:
+    def score(rows: Tensor, tokens: Tensor) -> list[Tensor]:
         log_probabilities = _log_softmax(head(rows), temperature)
-        return torch.stack([_pick(log_probabilities, tokens), _entropy(log_probabilities)])
+        of_entropy = log_probabilities if entropy_gradient else log_probabilities.detach()
+        return [_pick(log_probabilities, tokens), _entropy(of_entropy)]
 
-    logprobs, entropy = _score_in_chunks(hidden, token_ids, score, chunk_size, 2 if entropy_gradient else 1)
+    logprobs, entropy = _score_in_chunks(hidden, token_ids, score, chunk_size)
     return logprobs, entropy if entropy_gradient else entropy.detach()
 
 
 def _score_in_chunks(
-    hidden: Float[Tensor, "N D"], token_ids: Int[Tensor, " N"], score: Score, chunk_size: int, num_differentiable: int
+    hidden: Float[Tensor, "N D"], token_ids: Int[Tensor, " N"], score: Score, chunk_size: int
 ) -> Float[Tensor, "K N"]:
-    """Score the rows a chunk at a time, with gradients of the first kinds of scores if any are recorded."""
+    """Score the rows a chunk at a time, with gradients if any are recorded."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} is below 1; it is a number of rows. Use 1024, say.")
     if torch.is_grad_enabled() and hidden.requires_grad:
-        scores: Tensor = _RowwiseScores.apply(hidden, token_ids, score, chunk_size, num_differentiable)  # type: ignore[no-untyped-call]
+        scores: Tensor = _RowwiseScores.apply(hidden, token_ids, score, chunk_size)  # type: ignore[no-untyped-call]
         return scores
-    return torch.cat([score(rows, tokens) for rows, tokens in _chunks(hidden, token_ids, chunk_size)], dim=1)
+    return torch.cat([torch.stack(score(rows, tokens)) for rows, tokens in _chunks(hidden, token_ids, chunk_size)], dim=1)
 
 
 class _RowwiseScores(torch.autograd.Function):
     """Scores whose gradients are taken in the forward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, token_ids: Tensor, score: Score, chunk_size: int, num_differentiable: int
-    ) -> Tensor:
-        """All scores [K N]; keeps the gradient of the first kinds with respect to their rows."""
+    def forward(ctx: Any, hidden: Tensor, token_ids: Tensor, score: Score, chunk_size: int) -> Tensor:
+        """All scores [K N]; keeps the gradient of each with respect to its row."""
         found = [
-            _score_with_gradients(rows, tokens, score, num_differentiable)
-            for rows, tokens in _chunks(hidden, token_ids, chunk_size)
+            _score_with_gradients(rows, tokens, score) for rows, tokens in _chunks(hidden, token_ids, chunk_size)
         ]
         ctx.save_for_backward(torch.cat([gradients for _, gradients in found], dim=1))
         return torch.cat([scores for scores, _ in found], dim=1)
 
     @staticmethod
-    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor, None, None, None]:
         """Scale each row's gradients; autograd casts their sum to the type of the hidden states."""
         (gradients,) = ctx.saved_tensors
-        return (grad_scores[: len(gradients)].unsqueeze(2) * gradients).sum(dim=0), None, None, None, None
+        return (grad_scores[: len(gradients)].unsqueeze(2) * gradients).sum(dim=0), None, None, None
 
 
 def _score_with_gradients(
-    rows: Float[Tensor, "n D"], tokens: Int[Tensor, " n"], score: Score, num_differentiable: int
+    rows: Float[Tensor, "n D"], tokens: Int[Tensor, " n"], score: Score
 ) -> tuple[Float[Tensor, "K n"], Float[Tensor, "k n D"]]:
-    """Score one chunk and take the gradients of the first k kinds; its graph, and with it the logits, ends here."""
+    """Score one chunk and take its scores' gradients; its graph, and with it the logits, ends here."""
     gradients: list[Tensor] = []
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
         scores = score(leaf, tokens)
-        for kind in scores[:num_differentiable]:
-            # No score depends on another row, so the gradient of their sum has each row's own.
-            gradients += torch.autograd.grad(kind.sum(), leaf, retain_graph=True)
-    return scores.detach(), torch.stack(gradients)
+        for kind in scores:
+            if kind.requires_grad:
+                # No score depends on another row, so the gradient of their sum has each row's own.
+                gradients += torch.autograd.grad(kind.sum(), leaf, retain_graph=True)
+    return torch.stack(scores), torch.stack(gradients)
 
 
 def _chunks(

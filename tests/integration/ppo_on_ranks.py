@@ -11,6 +11,7 @@ import torch
 from stages.accelerator import make_learner
 from stages.ppo import trainer as trainer_module
 from stages.ppo.experience import Experience
+from stages.ppo.passes import Microbatch
 from stages.ppo.state import load_state, save_state
 from stages.ppo.trainer import PPOTrainer
 from stages.ranks import Ranks
@@ -125,9 +126,9 @@ def _recorded_tokens(trainer: PPOTrainer) -> list[int]:
     records: list[int] = []
     original = trainer.update._policy_microbatch
 
-    def wrapper(experience: Experience, targets: Any, rows: torch.Tensor, num_tokens: int) -> dict[str, float]:
-        records.append(int(experience.response_mask[rows].sum()))
-        return original(experience, targets, rows, num_tokens)
+    def wrapper(experience: Experience, targets: Any, microbatch: Microbatch, num_tokens: int) -> dict[str, float]:
+        records.append(int(experience.response_mask[microbatch.rows].sum()))
+        return original(experience, targets, microbatch, num_tokens)
 
     trainer.update._policy_microbatch = wrapper  # type: ignore[method-assign]
     return records

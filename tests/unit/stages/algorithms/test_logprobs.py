@@ -266,6 +266,40 @@ def test_entropy_without_gradients_records_none() -> None:
     assert not found[0].requires_grad and not found[1].requires_grad
 
 
+def test_measured_entropy_keeps_one_vector_a_token_and_leaves_the_gradient_to_the_logprobs() -> None:
+    torch.manual_seed(3)
+    weight = torch.randn(6, 4, dtype=torch.float64)
+    hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    token_ids = torch.tensor([0, 5, 2, 2, 1])
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+    def keep(tensor: Tensor) -> Kept:
+        kept = Kept(tensor)
+        alive.add(kept)
+        return kept
+
+    def scores(entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        return chunked_logprobs_and_entropy(
+            hidden,
+            token_ids,
+            head=lambda rows: rows @ weight.T,
+            temperature=0.7,
+            chunk_size=2,
+            entropy_gradient=entropy_gradient,
+        )
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        logprobs, entropy = scores(False)
+    assert logprobs.requires_grad and not entropy.requires_grad
+    assert sum(kept.tensor.numel() for kept in alive) == 5 * 4
+    both = scores(True)
+    torch.testing.assert_close((logprobs, entropy), both, rtol=0, atol=0)
+    incoming = torch.arange(5, dtype=torch.float64) - 1.5
+    (found,) = torch.autograd.grad((logprobs * incoming).sum(), hidden)
+    (expected,) = torch.autograd.grad((both[0] * incoming).sum(), hidden)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_low_precision_hidden_states_are_scored_in_float32_and_get_gradients_of_their_own_type() -> None:
     hidden = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
     logprobs, entropy = chunked_logprobs_and_entropy(
