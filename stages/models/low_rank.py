@@ -7,8 +7,7 @@ is applied to the r numbers of each token instead of the layer's width, and the 
 Shape legend: *dims = any leading shape, usually B S; I = inputs, O = outputs of the layer, r = rank.
 """
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,11 +16,27 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 
+class LowRankLinear(LoraLinear):
+    """PEFT's plain LoRA layer, computed by `add_low_rank` where exactly one plain adapter is active."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output; all but the plain case is left to PEFT."""
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or args or kwargs or len(names) != 1 or not _is_plain(self, names[0]):
+            return super().forward(x, *args, **kwargs)
+        (name,) = names
+        output: Tensor = self.base_layer(x)
+        return add_low_rank(output, x, self.lora_A[name].weight, self.lora_B[name].weight, float(self.scaling[name]))
+
+
 def save_copies(modules: Iterable[nn.Module]) -> None:
-    """Have PEFT's plain LoRA layers compute by `add_low_rank`; others, like those of a 4-bit base, stay as they are."""
+    """Turn PEFT's plain LoRA layers into `LowRankLinear`; others, like those of a 4-bit base, stay as they are.
+
+    The class is swapped, and no forward put on each object: `torch.compile` takes layers of one class for alike.
+    """
     for module in modules:
         if type(module) is LoraLinear:
-            vars(module)["forward"] = partial(_forward, module)
+            module.__class__ = LowRankLinear
 
 
 def add_low_rank(
@@ -69,19 +84,6 @@ class _AddLowRank(torch.autograd.Function):
             flat.t() @ projected if needs_b else None,
             None,
         )
-
-
-def _forward(layer: LoraLinear, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """In place of the layer's own forward, which still serves all but the plain case."""
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
-    own: Callable[..., Tensor] = type(layer).forward
-    if layer.disable_adapters or layer.merged or args or kwargs or len(names) != 1 or not _is_plain(layer, names[0]):
-        return own(layer, inputs, *args, **kwargs)
-    name = names[0]
-    output: Tensor = layer.base_layer(inputs)
-    return add_low_rank(
-        output, inputs, layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
-    )
 
 
 def _is_plain(layer: LoraLinear, name: str) -> bool:

@@ -17,7 +17,7 @@ Shape legend: B = rows, S = prompt and response tokens, T = response tokens, D =
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from transformers import GenerationConfig
 from data.collators import PromptResponseBatch
 from stages.algorithms.logprobs import chunked_logprobs, chunked_logprobs_and_entropy
 from stages.algorithms.masking import position_ids_from_mask
+from stages.models.compiling import compile_blocks
 from stages.models.config import ModelConfig
 from stages.models.loading import disable_dropout
 from stages.models.logits_head import LogitsHead
@@ -76,6 +77,7 @@ class SharedBase:
         self._decodes_by_sdpa = model.attention == "auto" and not is_capped
         self._trunk: Trunk | None = None
         self._cache: TrunkCache | None = None
+        self._is_compiled = False
         self._takes_positions = "position_ids" in inspect.signature(loaded.base_model.forward).parameters
 
     @property
@@ -231,7 +233,9 @@ class SharedBase:
         if self._decodes_by_sdpa:
             self._base.set_attn_implementation("sdpa")
         try:
-            return self._base.generate(input_ids=input_ids, attention_mask=attention_mask.long(), **settings)
+            # Compiled blocks would be compiled again for each block's own place in the key-value cache.
+            with torch.compiler.set_stance("force_eager") if self._is_compiled else nullcontext():
+                return self._base.generate(input_ids=input_ids, attention_mask=attention_mask.long(), **settings)
         finally:
             self._base.train(training)
             if self._decodes_by_sdpa:
@@ -245,6 +249,15 @@ class SharedBase:
         """
         self._base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._base.train()
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks for all passes but `generate`. See `stages/models/compiling.py`.
+
+        Raises:
+            ModelError: There is no C++ compiler where one is needed.
+        """
+        compile_blocks(self._base)
+        self._is_compiled = True
 
     def enable_trunk_cache(self) -> int:
         """Let `cached_trunk` compute what lies below all adapters once a sequence. To be called with all roles there.

@@ -143,6 +143,8 @@ def _load_roles(
     if value_head is not None:
         value_head = value_head.to(shared_base.device)
     _cache_trunk(config, model, shared_base)
+    if config.compile_blocks:
+        shared_base.compile_blocks()
     if config.gradient_checkpointing:
         shared_base.enable_gradient_checkpointing()
     return PPOModels(shared_base, value_head, pad_token_id), reward, critic_start
