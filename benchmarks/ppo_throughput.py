@@ -52,7 +52,9 @@ def make_cases(job: Job, *, peer: bool, last: int) -> list[Case]:
                 Case(f"{where}: peer, its defaults", "peer", replace(here, dtype="float32", autocast=True)),
                 Case(f"{where}: peer, weights in bfloat16", "peer", here),
             ]
-        cases += [Case(f"{where}: ours", "ours", auto), Case(f"{where}: floor of ours", "floor", auto)]
+        compiled = replace(auto, ppo={"compile_blocks": True})
+        cases += [Case(f"{where}: ours", "ours", auto), Case(f"{where}: ours, compiled blocks", "ours", compiled)]
+        cases.append(Case(f"{where}: floor of ours", "floor", auto))
     return cases
 
 
@@ -124,6 +126,8 @@ def ratios(cases: Sequence[Case], steps: Mapping[str, Sequence[Mapping[str, floa
         own = [row["step"] for row in steps[ours.name]]
         for other in cases:
             if other.side == "ours" or other.job.last != ours.job.last:
+                continue
+            if other.side == "floor" and other.job != ours.job:  # the floor's blocks are not compiled
                 continue
             theirs = [row["step"] for row in steps[other.name]]
             if other.side == "peer":

@@ -173,7 +173,8 @@ def _score_in_chunks(
     if torch.is_grad_enabled() and hidden.requires_grad:
         scores: Tensor = _RowwiseScores.apply(hidden, token_ids, score, chunk_size)  # type: ignore[no-untyped-call]
         return scores
-    return torch.cat([torch.stack(score(rows, tokens)) for rows, tokens in _chunks(hidden, token_ids, chunk_size)], dim=1)
+    found = [torch.stack(score(rows, tokens)) for rows, tokens in _chunks(hidden, token_ids, chunk_size)]
+    return torch.cat(found, dim=1)
 
 
 class _RowwiseScores(torch.autograd.Function):

@@ -16,16 +16,17 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 
-class LowRankLinear(LoraLinear):
+class LowRankLinear(LoraLinear):  # type: ignore[misc]
     """PEFT's plain LoRA layer, computed by `add_low_rank` where exactly one plain adapter is active."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output; all but the plain case is left to PEFT."""
         names = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or args or kwargs or len(names) != 1 or not _is_plain(self, names[0]):
-            return super().forward(x, *args, **kwargs)
+            output: Tensor = super().forward(x, *args, **kwargs)
+            return output
         (name,) = names
-        output: Tensor = self.base_layer(x)
+        output = self.base_layer(x)
         return add_low_rank(output, x, self.lora_A[name].weight, self.lora_B[name].weight, float(self.scaling[name]))
 
 

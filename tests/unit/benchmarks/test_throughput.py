@@ -1,5 +1,7 @@
 """Cases, table and ratios of the throughput benchmark, from made-up seconds."""
 
+from dataclasses import replace
+
 from benchmarks.ppo_throughput import Case, _seconds, make_ablations, make_cases, ratios, table
 from benchmarks.throughput_job import Job
 
@@ -14,15 +16,16 @@ def _steps(cases: list[Case]) -> dict[str, list[dict[str, float]]]:
 def test_the_cases_do_the_same_job_but_for_what_their_names_say() -> None:
     cases = make_cases(JOB, peer=True, last=10)
     assert [(case.side, case.job.last) for case in cases] == [
-        (side, last) for last in (None, 10) for side in ("peer", "peer", "ours", "floor")
+        (side, last) for last in (None, 10) for side in ("peer", "peer", "ours", "ours", "floor")
     ]
-    assert [case.side for case in make_cases(JOB, peer=False, last=10)] == ["ours", "floor"] * 2
-    assert len({case.name for case in cases}) == 8
+    assert [case.side for case in make_cases(JOB, peer=False, last=10)] == ["ours", "ours", "floor"] * 2
+    assert len({case.name for case in cases}) == 10
     for case in cases:
         assert (case.job.batch_size, case.job.max_new_tokens, case.job.num_ppo_epochs) == (32, 24, 2)
-    defaults, fast, ours, _ = cases[:4]
+    defaults, fast, ours, compiled, floor = cases[:5]
     assert (defaults.job.dtype, defaults.job.autocast) == ("float32", True)
     assert (fast.job.dtype, fast.job.autocast, ours.job.dtype) == ("bfloat16", False, "bfloat16")
+    assert compiled.job == replace(ours.job, ppo={"compile_blocks": True}) and floor.job == ours.job
 
 
 def test_our_job_is_one_optimizer_step_an_epoch() -> None:
@@ -38,7 +41,7 @@ def test_ratios_compare_within_the_same_blocks() -> None:
     # Medians 36, 16 and 15; worst pairs 32 / 18 and 18 / 14.
     assert lines[0] == "- all blocks: ours: 2.25 times as fast as all blocks: peer, its defaults (worst pair 1.78)"
     assert lines[2] == "- all blocks: ours: a step takes 1.07 of its floor (worst pair 1.29)"
-    assert len(lines) == 6 and all(line.count("last 10 blocks") in (0, 1, 2) for line in lines)
+    assert len(lines) == 10 and all(line.count("last 10 blocks") in (0, 1, 2) for line in lines)
     assert not [line for line in lines if "all blocks" in line and "last 10" in line]
 
 
