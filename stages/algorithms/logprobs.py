@@ -183,9 +183,7 @@ class _RowwiseScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, token_ids: Tensor, score: Score, chunk_size: int) -> Tensor:
         """All scores [K N]; keeps the gradient of each with respect to its row."""
-        found = [
-            _score_with_gradients(rows, tokens, score) for rows, tokens in _chunks(hidden, token_ids, chunk_size)
-        ]
+        found = [_score_with_gradients(rows, tokens, score) for rows, tokens in _chunks(hidden, token_ids, chunk_size)]
         ctx.save_for_backward(torch.cat([gradients for _, gradients in found], dim=1))
         return torch.cat([scores for scores, _ in found], dim=1)
 
