@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.conditions import condition_lines, markdown_table
-from benchmarks.throughput_job import Job
+from benchmarks.throughput_job import Job, sample_prompts
 from stages.models.config import ModelConfig
 from stages.models.sources import resolve_base
 
-_SAMPLES = Path(__file__).parents[1] / "data" / "samples" / "openings.jsonl"
 _PARTS = ("generate", "score", "experience", "update", "sync")
 
 
@@ -73,8 +72,8 @@ def make_ablations(job: Job, *, last: int) -> list[Case]:
     return [Case(name, "ours", case_job) for name, case_job in cases]
 
 
-def run_case(case: Case, *, peer_python: str | None, folder: Path) -> list[dict[str, float]]:
-    """Steps of one process without the first: seconds of each part.
+def run_case(case: Case, *, peer_python: str | None, folder: Path) -> list[Any]:
+    """Run a case in a process of its own: what it found of each step, the first one included.
 
     Raises:
         RuntimeError: The process failed; with its last lines.
@@ -90,7 +89,7 @@ def run_case(case: Case, *, peer_python: str | None, folder: Path) -> list[dict[
     if done.returncode != 0:
         raise RuntimeError(f"{case.name}: exit status {done.returncode}\n{done.stderr[-3000:]}")
     found: list[Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return [_seconds(row) for row in found[1:]]
+    return found
 
 
 def _seconds(row: float | Mapping[str, float]) -> dict[str, float]:
@@ -152,7 +151,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures here, after each case")
     options = parser.parse_args()
     base = resolve_base(ModelConfig(base=options.base), None)
-    prompts = [json.loads(line)["prompt"] for line in _SAMPLES.read_text(encoding="utf-8").splitlines()]
+    prompts = sample_prompts()
     job = Job(base=str(base), prompts=prompts, steps=options.steps)
     if options.ablate:
         cases = make_ablations(job, last=options.last)
@@ -163,7 +162,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.repetitions):
             for case in cases:
-                found = run_case(case, peer_python=options.peer_python, folder=Path(folder))
+                rows = run_case(case, peer_python=options.peer_python, folder=Path(folder))
+                found = [_seconds(row) for row in rows[1:]]
                 steps[case.name] += found
                 shown = ", ".join(f"{row['step']:.1f}" for row in found)
                 print(f"{number + 1}/{options.repetitions} {case.name}: {shown} s", file=sys.stderr, flush=True)

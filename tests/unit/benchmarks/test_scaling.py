@@ -1,11 +1,11 @@
 """What `benchmarks.scaling` measures and says."""
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from benchmarks.scaling import Case, Cost, cost_table, plot, read_cost, rerun_arguments
+from benchmarks.scaling import Case, Cost, _parse, cost_table, make_job, plot, read_cost
 
 
 def row(seconds: float, *, length: float, peak: float) -> dict[str, Any]:
@@ -35,13 +35,15 @@ def test_growth_is_in_units_of_the_first_case() -> None:
     assert lines[3] == "| 32 | 24 | 10.0 | 6.00 | 0.00 | 0.00 | 0.00 | 0.00 | 3.00 | 5.33 | 53.3 | 1.50 | 1.50 |"
 
 
-def test_a_case_is_a_rerun_in_a_process_of_its_own() -> None:
-    found = rerun_arguments(Path("/x/outputs/quickstart-1"), Case(32, 96), "new", steps=3, minibatch=8)
-    assert found[:8] == ["rerun", "ppo", "--run", "quickstart-1", "--name", "new", "--output-dir", "/x/outputs"]
-    assert set(found[9::2]) == {
-        "launch.mode=process", "tracking.mode=disabled", "ppo.steps=3", "ppo.batch_size=32", "ppo.minibatch_size=8",
-        "ppo.microbatch_size=8", "ppo.rollout.max_new_tokens=96",
-    }  # fmt: skip
+def test_cases_differ_in_what_is_measured_alone() -> None:
+    options = _parse(["--steps", "2"])
+    small, large = (make_job(options, case, "base") for case in (Case(8, 24), Case(32, 96)))
+    assert (large.batch_size, large.max_new_tokens) == (32, 96)
+    assert small == replace(large, batch_size=8, max_new_tokens=24)
+    for job in (small, large):
+        config = job.ppo_config
+        assert (config.steps, config.minibatch_size, config.microbatch_size) == (2, 8, 8)
+        assert job.model.tuning.layers is not None and job.eos_token == "<jupyter_output>"
 
 
 def test_the_plot_has_two_panels_for_each_table() -> None:
