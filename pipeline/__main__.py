@@ -12,7 +12,9 @@ def main() -> int:
         return cli.main()
     finally:
         # Python searches all that is left for cycles before it ends: 0.4 s of Prefect's classes, which nobody needs.
-        gc.freeze()
+        # After training it may: some of torch's compiled parts (triton's) print a page about leaks where it does not.
+        if "torch" not in sys.modules:
+            gc.freeze()
 
 
 if __name__ == "__main__":
