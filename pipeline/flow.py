@@ -15,7 +15,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.context import get_run_context
+from prefect.context import TagsContext, get_run_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 RETRY_DELAYS_SECONDS = [5.0, 30.0]
 _LOG_DRAIN_SECONDS = 10
 _ROWS_SETTLED_WITHIN_SECONDS = 20.0
+_POLL_SECONDS = 0.1
 # Names, so that neither requests nor httpx nor huggingface_hub is imported to compare.
 _CONNECTION_ERRORS = {
     "ConnectionError", "TimeoutError", "ConnectTimeout", "ReadTimeout", "TransportError", "HfHubHTTPError",
@@ -63,9 +64,12 @@ def run_flow(session: Session, api_url: str, ui_url: str) -> None:
         session.console.line(f"Prefect: {url}")
         results: dict[StageName, Any] = {}
         inputs = stage_inputs(session.config)
-        for stage in stages:
-            upstream = {role: results[source] for role, source in inputs[stage].items()}
-            results[stage] = _stage_task(session, stage)(upstream)
+        # The run has the labels, its tasks have none: for each label of a task Prefect asks the server for a slot, on
+        # a connection that the server closes after five idle seconds, and then waits two seconds to ask again.
+        with TagsContext(current_tags=set()):
+            for stage in stages:
+                upstream = {role: results[source] for role, source in inputs[stage].items()}
+                results[stage] = _stage_task(session, stage)(upstream)
 
     # Called, not used as decorators: mypy does not follow prefect's types.
     rlhf_flow = flow(name="rlhf", flow_run_name=run.name, validate_parameters=False, persist_result=False)(rlhf)
@@ -168,16 +172,15 @@ def drain(api_url: str, flow_run_id: str, stages: int) -> None:
 
 
 def _wait_for_rows(flow_run_id: str, stages: int) -> None:
-    """Until every started task run is terminal, four times in a row."""
+    """Until every started task run is terminal: a task's last state is the last that the server writes of it."""
     flow_filter = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
     deadline = time.monotonic() + _ROWS_SETTLED_WITHIN_SECONDS
-    settled = 0
     with get_client(sync_client=True) as client:
-        while settled < 4 and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
             rows = client.read_task_runs(flow_run_filter=flow_filter)
-            done = [row for row in rows if row.state is not None and row.state.is_final()]
-            settled = settled + 1 if len(done) == len(rows) >= stages else 0
-            time.sleep(0.3 if settled < 4 else 0)
+            if len(rows) >= stages and all(row.state is not None and row.state.is_final() for row in rows):
+                return
+            time.sleep(_POLL_SECONDS)
 
 
 def _tag(base: str) -> str:
