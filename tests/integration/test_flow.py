@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import pipeline.launch
 import stages.run
 from pipeline.cli import main
 from tests import stand_in
+from tests.processes import has_ended
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -215,15 +215,6 @@ def test_process_that_fails(
     assert text in capfd.readouterr().err
 
 
-def state_of(pid: int) -> str | None:
-    """What a process is doing; none once it has ended, whether or not the init process has collected its status."""
-    try:
-        status = psutil.Process(pid).status()
-    except psutil.NoSuchProcess:
-        return None
-    return None if status == psutil.STATUS_ZOMBIE else status
-
-
 def test_cancelled_run_leaves_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
         "import sys, pipeline.launch as launch, pipeline.children as children\n"
@@ -246,7 +237,7 @@ def test_cancelled_run_leaves_no_process(folder: Path, monkeypatch: pytest.Monke
     pids = [int(word) for word in log.read_text(encoding="utf-8").split("hanging ")[1].split()]
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert [each for pid in pids if (each := state_of(pid)) is not None] == []
+    assert all(has_ended(pid) for pid in pids)
     assert read_run(folder, "c")["status"] == "cancelled"
     assert statuses(folder, "c")["data"] == "failed"
 

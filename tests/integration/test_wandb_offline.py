@@ -16,6 +16,7 @@ import pytest
 from pipeline.config import TrackingConfig
 from pipeline.tracking import Tracker, start_tracker
 from stages.metrics import MetricsWriter
+from tests.processes import has_ended
 
 ROWS = [
     (1, {"train/loss": 2.5, "train/grad_norm": 1.0}),
@@ -188,7 +189,7 @@ def test_a_killed_worker_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptur
         "W&B: the W&B process ended early; the run goes on without W&B"
     ]
     assert "wandb sync" in messages[0]  # what is there can still be uploaded
-    wait_for(lambda: not any(helper.is_running() and helper.status() != "zombie" for helper in helpers))
+    wait_for(lambda: all(has_ended(helper.pid) for helper in helpers))
 
 
 def test_an_unwritable_place_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -215,7 +216,7 @@ def test_a_stopped_worker_never_blocks(tmp_path: Path, caplog: pytest.LogCapture
         slowest = max(slowest, time.monotonic() - start)
     assert slowest < 0.1
     tracker.close()
-    assert not worker.is_running() or worker.status() == "zombie"
+    assert has_ended(worker.pid)
     assert caplog.messages == ["W&B: the W&B process does not read any more; the run goes on without W&B"]
 
 
@@ -238,7 +239,7 @@ def test_the_worker_ends_with_its_parent(tmp_path: Path) -> None:
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     pid = int(done.stdout)
-    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+    wait_for(lambda: has_ended(pid))
     run = offline_runs(tmp_path)["sft"]
     assert [row["a"] for row in run["history"]] == [1.0]
     assert run["exit_code"] == 1

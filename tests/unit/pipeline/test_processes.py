@@ -19,6 +19,7 @@ from pipeline.config import PipelineConfig
 from pipeline.console import duration, metrics_text, table
 from pipeline.launch import stage_environment
 from stages.process_tree import end_tree
+from tests.processes import has_ended
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -59,7 +60,7 @@ def test_the_whole_tree_ends() -> None:
     (pid,) = [int(word) for word in words if word != "ready"]
     end_tree(process, grace_seconds=0.5)
     process.stdout.close()
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert has_ended(pid)
 
 
 def test_a_stage_dies_with_its_parent() -> None:
@@ -74,7 +75,7 @@ def test_a_stage_dies_with_its_parent() -> None:
     ).stdout  # fmt: skip
     pid = int(output)
     deadline = time.monotonic() + 5
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+    while not has_ended(pid):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
