@@ -47,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     rerun.add_argument("--downstream", action="store_true", help="go on with the stages after STAGE")
     _add_output_dir(rerun)
 
+    _add_for_run(commands, "resume", "go on where a run was killed or failed, to the same result")
+
     validate = _add(commands, "validate", "check a configuration and its files; trains nothing")
     validate.add_argument("config", metavar="CONFIG", help="YAML file")
     _add_set(validate)
@@ -102,6 +104,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from pipeline.commands.rerun import rerun
 
             return rerun(options)
+        case "resume":
+            from pipeline.commands.resume import resume
+
+            return resume(options)
         case "validate":
             from pipeline.commands.validate import validate
 

@@ -33,6 +33,19 @@ DISTRIBUTED_STAGES: tuple[StageName, ...] = ("sft", "reward_model", "ppo")
 """Stages that `accelerate` and `deepspeed` run on several processes."""
 
 
+class CheckpointConfig(StrictModel):
+    """When a training stage writes what `rlhf resume` goes on from. Both intervals count."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """After each multiple of this many steps."""
+
+    every_minutes: float | None = Field(default=10.0, gt=0)
+    """After the first step that ends this long after the last checkpoint."""
+
+    keep: int = Field(default=2, ge=1)
+    """The newest ones that stay while the stage runs; when it is done, all go."""
+
+
 class LaunchConfig(StrictModel):
     """Where and how a stage's process runs."""
 
@@ -45,6 +58,8 @@ class LaunchConfig(StrictModel):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is `cuda` where a GPU is visible, else `cpu`."""
+
+    checkpoints: CheckpointConfig = CheckpointConfig()
 
     zero_stage: Literal[1, 2, 3] = 2
     """ZeRO stage of `deepspeed`. PPO's engines hold adapters only: there 3 is taken as 2."""

@@ -65,6 +65,7 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
                 _write_report(console, run)  # of a failed run too: it says which stage failed, and how
             _close(console, run, tracker, lease, timings)
             run.update(timings=timings.to_json())
+            run.let_go()
     _summarise(console, run)
     return code
 

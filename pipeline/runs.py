@@ -2,17 +2,19 @@
 
 import datetime
 import difflib
+import fcntl
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from data.errors import ConfigError
 from stages.artifacts import write_json
 from stages.contract import Artifact, StageName, artifact_from_json
 
 STORE = "store"
+_LOCK = ".lock"
 RunStatus = Literal["running", "completed", "failed", "cancelled"]
 StageStatus = Literal["pending", "running", "executed", "cached", "failed", "skipped"]
 
@@ -26,6 +28,7 @@ class RunFolder:
         """Use `create_run` or `open_run`."""
         self.path = path
         self.record = record
+        self._lock: TextIO | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +67,29 @@ class RunFolder:
         recorded = entry["artifact"]
         return artifact_from_json({**recorded, "path": str(self.output_dir / recorded["path"])})
 
+    def hold(self) -> None:
+        """Keep the run to this process until `let_go` or its end, however it ends.
+
+        Raises:
+            ConfigError: Another process has it.
+        """
+        file = (self.path / _LOCK).open("a", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise ConfigError(
+                f"run {self.name}: process {self.record.get('pid')} is still at it; wait for its end, or end it "
+                f"(Ctrl-C, or `kill {self.record.get('pid')}`) before it is resumed"
+            ) from error
+        self._lock = file
+
+    def let_go(self) -> None:
+        """Let others have the run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def update(self, **values: Any) -> None:
         """Change fields of the run and write `run.json`."""
         self.record.update(values)
@@ -83,7 +109,7 @@ class RunFolder:
                 entry["status"] = "skipped"
             elif entry["status"] == "running":
                 entry["status"] = "failed"
-        self.update(status=status, finished=_now())
+        self.update(status=status, finished=now())
 
 
 def artifact_record(artifact: Artifact, output_dir: Path) -> dict[str, Any]:
@@ -128,7 +154,7 @@ def create_run(
     record = {
         "run": path.name,
         "status": "running",
-        "started": _now(),
+        "started": now(),
         "pid": os.getpid(),
         **fields,
         "stages": [
@@ -145,6 +171,7 @@ def create_run(
     }
     (path / "config.yaml").write_text(config_text, encoding="utf-8")
     run = RunFolder(path, record)
+    run.hold()
     run.update()
     return run
 
@@ -219,5 +246,6 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as `run.json` has it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 from pipeline.config import PipelineConfig
 from pipeline.console import Console
 from pipeline.runs import RunFolder
 from pipeline.timings import Timings
 from pipeline.tracking import Tracker
-from stages.contract import Artifact, StageName
+from stages.contract import Artifact, StageName, artifact_from_json
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,27 @@ class RunPlan:
     stored: frozenset[StageName] = frozenset()
     recorded: Mapping[StageName, Recorded] = field(default_factory=dict)
     skipped: frozenset[StageName] = frozenset()
+
+    def to_json(self) -> dict[str, Any]:
+        """As `run.json` has it, for `rlhf resume`."""
+        return {
+            **{name: sorted(getattr(self, name)) for name in ("forced", "stored", "skipped")},
+            "recorded": {
+                stage: {"artifact": recorded.artifact.to_json(), "fingerprint": recorded.fingerprint}
+                for stage, recorded in self.recorded.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        return cls(
+            **{name: frozenset(data[name]) for name in ("forced", "stored", "skipped")},
+            recorded={
+                stage: Recorded(artifact_from_json(value["artifact"]), value["fingerprint"])
+                for stage, value in data["recorded"].items()
+            },
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pipeline.runs import artifact_record
 from pipeline.session import Recorded, Session
 from pipeline.store import adopt, lookup, model_section, stage_fingerprint, stage_section, verify_recorded
 from stages.artifacts import read_record
-from stages.contract import Artifact, StageName, artifact_from_json
+from stages.contract import Artifact, CheckpointSchedule, StageName, artifact_from_json
 from stages.run import StageSpec
 
 
@@ -122,6 +122,7 @@ def _execute(
         device=_device(session),
         fingerprint=fingerprint,
         config_dir=session.config_dir,
+        checkpoints=CheckpointSchedule(**session.config.launch.checkpoints.model_dump()),
     )
 
     def show(done: int, total: int, what: str) -> None:

@@ -28,9 +28,14 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def process_rank() -> int:
+    """Number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main_process() -> bool:
     """Whether this rank writes."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return process_rank() == 0
 
 
 @contextmanager

@@ -103,6 +103,21 @@ def artifact_from_json(data: Mapping[str, Any]) -> Artifact:
 
 
 @dataclass(frozen=True)
+class CheckpointSchedule:
+    """When a stage writes a checkpoint, and how many stay. No part of what it computes.
+
+    Attributes:
+        every_steps: After each multiple of this many steps; None leaves it to the minutes.
+        every_minutes: After the first step that ends this long after the last checkpoint; None leaves it to the steps.
+        keep: The newest ones that stay.
+    """
+
+    every_steps: int | None = None
+    every_minutes: float | None = None
+    keep: int = 2
+
+
+@dataclass(frozen=True)
 class StageContext:
     """What a stage may use beside its inputs.
 
@@ -117,6 +132,8 @@ class StageContext:
         report_progress: Called with (steps done, steps in all, what is going on).
         config_dir: Folder of the configuration file, for relative paths in it.
         deepspeed: DeepSpeed's configuration, where the stage runs under it.
+        fingerprint: Of this execution; a checkpoint of another one is not read.
+        checkpoints: When to write checkpoints, into `stage_dir/checkpoints`.
         timings: Seconds that are no work of the stage itself, by part, for its manifest.
     """
 
@@ -129,6 +146,8 @@ class StageContext:
     report_progress: Callable[[int, int, str], None]
     config_dir: Path | None = None
     deepspeed: dict[str, Any] | None = None
+    fingerprint: str = ""
+    checkpoints: CheckpointSchedule = CheckpointSchedule()
     timings: dict[str, float] = field(default_factory=dict)
 
 

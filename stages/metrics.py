@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,16 @@ from typing import Any, Self
 class MetricsWriter:
     """Appends one JSON object a step and flushes it, so that a reader can follow the file."""
 
-    def __init__(self, path: Path) -> None:
-        """Open `path` for appending."""
+    def __init__(self, path: Path, *, seconds_before: float = 0.0) -> None:
+        """Open `path` for appending.
+
+        Args:
+            path: The file.
+            seconds_before: What the execution that goes on here had taken.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
-        self._start = time.monotonic()
+        self._start = time.monotonic() - seconds_before
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append the metrics of one step.
@@ -62,6 +68,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def cut_metrics(path: Path, step: int) -> float:
+    """Drop the rows after a step, of a run that goes on from there. The file is replaced whole.
+
+    Returns:
+        The seconds of the last row that stays, or 0.
+    """
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replacement = path.with_name(f".{path.name}.cut")
+    replacement.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(replacement, path)
+    return float(rows[-1]["seconds"]) if rows else 0.0
 
 
 def _finite(value: float) -> float | None:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,17 @@ from stages.artifacts import (
     verify_artifact,
     write_json,
 )
-from stages.contract import STAGE_OUTPUTS, Artifact, StageContext, StageName, StageOutput, artifact_from_json
-from stages.metrics import MetricsWriter, NullMetricsWriter
+from stages.checkpoint import Checkpoints
+from stages.contract import (
+    STAGE_OUTPUTS,
+    Artifact,
+    CheckpointSchedule,
+    StageContext,
+    StageName,
+    StageOutput,
+    artifact_from_json,
+)
+from stages.metrics import MetricsWriter, NullMetricsWriter, cut_metrics
 from stages.process import die_with_parent
 
 logger = logging.getLogger("stages")
@@ -55,6 +64,7 @@ class StageSpec:
         fingerprint: Key of the store for this execution.
         config_dir: Folder of the configuration file, for relative paths in it.
         deepspeed: DeepSpeed's configuration, where the stage runs under it.
+        checkpoints: When the stage writes checkpoints.
     """
 
     stage: StageName
@@ -68,6 +78,7 @@ class StageSpec:
     fingerprint: str
     config_dir: Path | None = None
     deepspeed: dict[str, Any] | None = None
+    checkpoints: CheckpointSchedule = CheckpointSchedule()
 
     def to_json(self) -> dict[str, Any]:
         """As it is written for a process of its own."""
@@ -78,6 +89,7 @@ class StageSpec:
             "store_dir": str(self.store_dir),
             "config_dir": None if self.config_dir is None else str(self.config_dir),
             "deepspeed": self.deepspeed,
+            "checkpoints": asdict(self.checkpoints),
         }
 
     @classmethod
@@ -90,12 +102,13 @@ class StageSpec:
                 "stage_dir": Path(data["stage_dir"]),
                 "store_dir": Path(data["store_dir"]),
                 "config_dir": None if data["config_dir"] is None else Path(data["config_dir"]),
+                "checkpoints": CheckpointSchedule(**data["checkpoints"]),
             }
         )
 
 
 def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None]) -> dict[str, Any]:
-    """Execute a stage and publish its artifact.
+    """Execute a stage, from its newest checkpoint if there is one, and publish its artifact.
 
     Args:
         spec: What to run.
@@ -115,14 +128,20 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
     spec.stage_dir.mkdir(parents=True, exist_ok=True)
     spec.store_dir.mkdir(parents=True, exist_ok=True)
     metrics_path = spec.stage_dir / "metrics.jsonl"
-    if is_main:
+    checkpoints = Checkpoints(spec.stage_dir, spec.fingerprint, spec.checkpoints)
+    found = checkpoints.latest()
+    seconds_before = 0.0
+    if is_main and found is None:
         metrics_path.write_text("", encoding="utf-8")
+    elif is_main and found is not None:
+        seconds_before = cut_metrics(metrics_path, found.step)
     # On the store's file system, so that the final rename is atomic.
     payload_dir = Path(tempfile.mkdtemp(prefix=".payload-", dir=spec.store_dir))
     scratch_dir = Path(tempfile.mkdtemp(prefix=".scratch-", dir=spec.stage_dir))
     laps.append(time.monotonic())
     try:
-        with MetricsWriter(metrics_path) if is_main else NullMetricsWriter() as metrics:
+        writer = MetricsWriter(metrics_path, seconds_before=seconds_before) if is_main else NullMetricsWriter()
+        with writer as metrics:
             context = StageContext(
                 payload_dir=payload_dir,
                 scratch_dir=scratch_dir,
@@ -133,6 +152,8 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
                 report_progress=report_progress if is_main else _ignore_progress,
                 config_dir=spec.config_dir,
                 deepspeed=spec.deepspeed,
+                fingerprint=spec.fingerprint,
+                checkpoints=spec.checkpoints,
             )
             output = _execute(spec, context)
         laps.append(time.monotonic())
@@ -147,6 +168,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
     publish_record(spec.store_dir, spec.fingerprint, manifest, metrics_path)
     link_artifact(spec.stage_dir, spec.store_dir, digest)
     write_json(spec.stage_dir / "manifest.json", manifest)
+    checkpoints.remove_all()
     return manifest
 
 

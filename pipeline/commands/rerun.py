@@ -34,6 +34,7 @@ def rerun(options: argparse.Namespace) -> int:
         config.enabled_stages(),
         config_path=source.record.get("config_path"),
         source_run=source.name,
+        plan=plan.to_json(),
     )
     return execute_run(config, source.config_dir, folder, plan)
 

@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
         dump_config(config),
         config.enabled_stages(),
         config_path=str(path.resolve()),
+        plan=plan.to_json(),
     )
     return execute_run(config, config_dir, folder, plan)
 

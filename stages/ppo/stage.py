@@ -1,7 +1,6 @@
 """The PPO stage: puts the roles on one base, runs the trainer, saves the policy's adapter."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from data.schema import Prompt, read_split
 from rewards.contract import RewardFunction
 from rewards.ensemble import EnsembleReward
 from stages.accelerator import make_learner, process_group
+from stages.checkpoint import Checkpoints
 from stages.contract import Artifact, StageContext, StageOutput
 from stages.learner import Learner
 from stages.models.config import ModelConfig
@@ -26,7 +26,7 @@ from stages.models.tuning import check_adapter, save_adapter, score_weight
 from stages.ppo.config import PPOConfig
 from stages.ppo.guard import BadStepCounter
 from stages.ppo.passes import PPOModels
-from stages.ppo.state import save_state
+from stages.ppo.state import Progress, load_state, save_state
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.update import Demonstration, Update
 from stages.ranks import Ranks
@@ -91,8 +91,9 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
                 context,
                 same_weights=serves_trainer_weights(config.rollout, model),
             )
+            progress = _go_on(trainer, learners, context)
             engine.load_policy("policy")
-            metrics = _train(trainer, learners, prompts, model, context)
+            metrics = _train(trainer, learners, prompts, model, progress, context)
         finally:
             engine.close()
         if not ranks.is_main:
@@ -237,18 +238,34 @@ def _make_trainer(
     return trainer, learners
 
 
+def _go_on(trainer: PPOTrainer, learners: dict[str, Learner], context: StageContext) -> Progress:
+    """Put the newest checkpoint, if there is one, into a trainer that is made already."""
+    checkpoint = Checkpoints(context.stage_dir, context.fingerprint, context.checkpoints).latest()
+    if checkpoint is None:
+        return Progress()
+    load_state(checkpoint.path, trainer, learners)
+    logger.info("going on after step %d, from %s", checkpoint.step, checkpoint.path)
+    return Progress.load(checkpoint.path)
+
+
 def _train(
     trainer: PPOTrainer,
     learners: dict[str, Learner],
     prompts: Sequence[tuple[int, ...]],
     model: ModelConfig,
+    progress: Progress,
     context: StageContext,
 ) -> dict[str, float]:
-    """All steps; returns the last known value of each metric."""
+    """All steps that are left; returns the last known value of each metric."""
     config = trainer.config
-    metrics: dict[str, float] = {}
-    num_updates = 0.0
-    for step in range(config.steps):
+    checkpoints = Checkpoints(context.stage_dir, context.fingerprint, context.checkpoints)
+
+    def save(folder: Path) -> None:
+        save_state(folder, trainer, learners, base_spec=model.base)
+        if trainer.ranks.is_main:
+            progress.save(folder)
+
+    for step in range(trainer.num_steps, config.steps):
         rows = batch_rows(len(prompts), config.batch_size // config.responses_per_prompt, step, seed=context.seed)
         repeated = [prompts[row] for row in rows for _ in range(config.responses_per_prompt)]
         try:
@@ -258,13 +275,14 @@ def _train(
             kept = context.stage_dir / "kept"
             save_state(kept, trainer, learners, base_spec=model.base)
             raise StageError(f"{error}. The state before it is kept in {kept}") from error
-        metrics |= {name: value for name, value in found.items() if math.isfinite(value)}
+        progress.see(found)
         context.metrics.write(step + 1, found)
         context.report_progress(step + 1, config.steps, _progress_text(found))
-        num_updates += found.get("policy/updates", 0.0)
-    if num_updates == 0:
+        if step + 1 < config.steps:
+            checkpoints.write_if_due(step + 1, save, trainer.ranks)
+    if progress.num_updates == 0:
         raise StageError("ppo: every update was skipped as not finite; lower `ppo.learning_rate`")
-    return metrics
+    return progress.metrics
 
 
 def _progress_text(metrics: Mapping[str, float]) -> str:

@@ -3,17 +3,53 @@
     <folder>/policy, <folder>/critic     adapters as PEFT saves them
     <folder>/trainer.pt                  value head, controllers, counters
     <folder>/learners-<rank>.pt          optimizer state of each rank
+    <folder>/progress.json               what the stage reports at its end; in checkpoints only
 
 Read back by `torch.load(weights_only=True)`: nothing else is unpickled.
 """
 
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import torch
 
+from stages.artifacts import write_json
 from stages.learner import Learner
 from stages.models.tuning import load_adapter_weights, save_adapter
 from stages.ppo.trainer import PPOTrainer
+
+_PROGRESS = "progress.json"
+
+
+@dataclass
+class Progress:
+    """What the stage tells of its steps at the end.
+
+    Attributes:
+        metrics: The last finite value of each metric.
+        num_updates: Optimizer steps that were applied.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    num_updates: float = 0.0
+
+    def see(self, found: Mapping[str, float]) -> None:
+        """Take in the metrics of a step."""
+        self.metrics |= {name: value for name, value in found.items() if math.isfinite(value)}
+        self.num_updates += found.get("policy/updates", 0.0)
+
+    def save(self, folder: Path) -> None:
+        """Write it beside the trainer's state."""
+        write_json(folder / _PROGRESS, {"metrics": self.metrics, "num_updates": self.num_updates})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The inverse of `save`."""
+        return cls(**json.loads((folder / _PROGRESS).read_text(encoding="utf-8")))
 
 
 def save_state(folder: Path, trainer: PPOTrainer, learners: dict[str, Learner], *, base_spec: str) -> None:

@@ -45,6 +45,7 @@ from stages.rollouts.contract import RolloutEngine
 from stages.rollouts.episodes import make_episode
 from stages.rollouts.hf_engine import HFEngine
 from stages.seeds import row_seeds
+from stages.trainer_checkpoints import CheckpointCallback, restore_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +102,10 @@ def run(
         train_dataset=_pair_dataset(train),
         eval_dataset=_pair_dataset(held_out) if held_out else None,
         processing_class=tokenizer,
-        callbacks=[MetricsCallback(context)],
+        callbacks=[MetricsCallback(context), CheckpointCallback(context)],
     )
     train_in_float32(trainer.model)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=restore_checkpoint(context))
     if not is_main_process():
         return StageOutput({})
     payload = context.payload_dir

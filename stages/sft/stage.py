@@ -31,6 +31,7 @@ from stages.models.sources import resolve_base
 from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_tokenizer
 from stages.models.tuning import attach_adapter, lora_config, save_adapter
 from stages.sft.config import SFTConfig
+from stages.trainer_checkpoints import CheckpointCallback, restore_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         model=peft_model,
         args=TrlSFTConfig(
             **shared_training_arguments(config, model, context, num_examples=len(train)),
-            **_validation_arguments(config, context, len(train), validate=bool(held_out)),
+            **_validation_arguments(config, len(train), validate=bool(held_out)),
             completion_only_loss=True,
             max_length=None,
         ),
@@ -91,10 +92,10 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=tokenizer,
-        callbacks=[MetricsCallback(context)],
+        callbacks=[MetricsCallback(context), CheckpointCallback(context)],
     )
     train_in_float32(trainer.model)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=restore_checkpoint(context))
     metrics = {
         "data/train": float(len(train)),
         "data/held_out": float(len(held_out)),
@@ -127,9 +128,7 @@ def _tokenize(
     return kept, len(rows) - len(kept)
 
 
-def _validation_arguments(
-    config: SFTConfig, context: StageContext, num_examples: int, *, validate: bool
-) -> dict[str, Any]:
+def _validation_arguments(config: SFTConfig, num_examples: int, *, validate: bool) -> dict[str, Any]:
     """Validate and save at the same steps, so that the best adapter can be loaded at the end."""
     if not validate:
         return {"eval_strategy": "no", "save_strategy": "no"}
@@ -140,7 +139,6 @@ def _validation_arguments(
         "save_strategy": "steps",
         "save_steps": every,
         "save_total_limit": 1,
-        "save_only_model": context.deepspeed is None,  # DeepSpeed loads the best one from its own state
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,

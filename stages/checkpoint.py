@@ -1,0 +1,166 @@
+"""Checkpoints of a stage that is running: each whole or not there, the newest intact one first.
+
+    <stage_dir>/checkpoints/step-00000012/
+        checkpoint.json     format, step, fingerprint of the stage, SHA-256 of each file
+        ...                 what the stage wrote
+
+A folder is filled under another name and renamed when all of it is on disk, so that a kill at any moment leaves the
+checkpoint before it. What is read was verified against its digests, and belongs to the same fingerprint: settings,
+inputs, seed and code of the execution that goes on.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.artifacts import file_digests, payload_files, write_json
+from stages.contract import CheckpointSchedule
+
+if TYPE_CHECKING:  # it imports torch
+    from stages.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the layout; a checkpoint of another one is not read."""
+
+CHECKPOINTS = "checkpoints"
+"""Name of the folder in that of the stage."""
+
+_DESCRIPTION = "checkpoint.json"
+_PREFIX, _WRITING = "step-", ".writing-"
+_SECONDS_A_MINUTE = 60.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        path: Its folder.
+        step: Steps that were done when it was written.
+    """
+
+    path: Path
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one execution of a stage."""
+
+    def __init__(self, stage_dir: Path, fingerprint: str, schedule: CheckpointSchedule) -> None:
+        """Look at nothing yet.
+
+        Args:
+            stage_dir: Folder of this execution in its run.
+            fingerprint: Of the stage; checkpoints of another one are not read.
+            schedule: When to write.
+        """
+        self._folder = stage_dir / CHECKPOINTS
+        self._fingerprint = fingerprint
+        self._schedule = schedule
+        self._last_time = time.monotonic()
+
+    def latest(self) -> Checkpoint | None:
+        """The newest intact checkpoint of this fingerprint. Damaged ones are passed over, and told."""
+        for path in sorted(self._folder.glob(f"{_PREFIX}*"), reverse=True):
+            problem, step = self._problem(path)
+            if problem is None:
+                return Checkpoint(path, step)
+            logger.warning("checkpoint %s is not used: %s", path, problem)
+        return None
+
+    def write_if_due(self, step: int, save: Callable[[Path], None], ranks: "Ranks") -> None:
+        """Write a checkpoint where the schedule asks for one. All ranks call it after the same steps.
+
+        Args:
+            step: Steps done.
+            save: Writes this rank's part into the folder that it is given; the names are the ranks' own affair.
+            ranks: Processes of the stage; the clock of the main one counts.
+        """
+        if self.is_due(step, ranks):
+            self.write(step, save, ranks)
+
+    def is_due(self, step: int, ranks: "Ranks") -> bool:
+        """Whether the schedule asks for a checkpoint after this step; the same on all ranks."""
+        return ranks.broadcast(self._is_due(step))
+
+    def write(self, step: int, save: Callable[[Path], None], ranks: "Ranks") -> None:
+        """Write a checkpoint now; arguments as for `write_if_due`."""
+        writing = self._folder / f"{_WRITING}{step:08d}"
+        if ranks.is_main:
+            self._remove_unfinished()
+            writing.mkdir(parents=True)
+        ranks.barrier()
+        save(writing)
+        ranks.barrier()
+        if ranks.is_main:
+            self._complete(writing, step)
+        ranks.barrier()
+        self._last_time = time.monotonic()
+
+    def remove_all(self) -> None:
+        """Forget everything: the stage has its artifact."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _is_due(self, step: int) -> bool:
+        schedule = self._schedule
+        by_steps = schedule.every_steps is not None and step % schedule.every_steps == 0
+        waited = time.monotonic() - self._last_time
+        return by_steps or (schedule.every_minutes is not None and waited >= schedule.every_minutes * _SECONDS_A_MINUTE)
+
+    def _complete(self, writing: Path, step: int) -> None:
+        """Describe, flush to disk, rename, and drop the oldest ones."""
+        description = {
+            "format": FORMAT,
+            "step": step,
+            "fingerprint": self._fingerprint,
+            "files": file_digests(writing),
+        }
+        for path in payload_files(writing):
+            _flush(path)
+        write_json(writing / _DESCRIPTION, description)
+        final = self._folder / f"{_PREFIX}{step:08d}"
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one, or one of other settings
+        os.rename(writing, final)
+        _flush(self._folder)
+        for path in sorted(self._folder.glob(f"{_PREFIX}*"))[: -self._schedule.keep]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _problem(self, path: Path) -> tuple[str | None, int]:
+        """What speaks against reading a checkpoint, and its step."""
+        try:
+            description: dict[str, Any] = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            return f"{_DESCRIPTION} cannot be read ({error})", 0
+        if not isinstance(description, dict) or description.get("format") != FORMAT:
+            return f"its format is not {FORMAT}", 0
+        if description.get("fingerprint") != self._fingerprint:
+            return "it belongs to other settings, inputs or code", 0
+        found = {name: digest for name, digest in file_digests(path).items() if name != _DESCRIPTION}
+        expected = description.get("files")
+        if found != expected:
+            names = sorted(set(found.items()) ^ set(expected.items())) if isinstance(expected, dict) else []
+            changed = ", ".join(sorted({name for name, _ in names}))
+            return f"files are missing or changed: {changed}", 0
+        return None, int(description["step"])
+
+    def _remove_unfinished(self) -> None:
+        """What a killed writer left."""
+        for path in self._folder.glob(f"{_WRITING}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the file, or the folder's entries, on disk before anything that relies on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,90 @@
+"""Checkpoints of Hugging Face's trainers, in the form of `stages.checkpoint`.
+
+The trainer writes into its own folder, which is gone after a kill, and not in one piece; what is due is taken from
+there into a checkpoint that is whole or not there. Each rank has such a folder, and adds the files that it alone has (its
+random states, its shard of the optimizer).
+
+    <checkpoint>/current/     as the trainer writes it: adapter, optimizer, schedule, random states, position
+    <checkpoint>/best/        adapter of the best validation so far, where it is another one
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from stages.accelerator import num_processes, process_rank
+from stages.checkpoint import Checkpoints
+from stages.contract import StageContext
+from stages.ranks import Ranks
+
+_CURRENT, _BEST = "current", "best"
+_STATE = "trainer_state.json"
+_PICKLED = "training_args.bin"  # the trainer never reads it, and nothing of ours is pickled
+
+
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
+    """Has the trainer save when a checkpoint is due, and takes it from there."""
+
+    def __init__(self, context: StageContext) -> None:
+        """Write into the stage's folder, by its schedule."""
+        self._checkpoints = Checkpoints(context.stage_dir, context.fingerprint, context.checkpoints)
+        self._ranks = Ranks(process_rank(), num_processes(), context.device)
+        self._is_due = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a save where one is due; not after the last step, whose result is the artifact."""
+        due = state.global_step < state.max_steps and self._checkpoints.is_due(state.global_step, self._ranks)
+        if due:
+            self._is_due = control.should_save = True
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take over what the trainer has just saved, if it was asked to for this."""
+        if not self._is_due:
+            return
+        self._is_due = False
+        current = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
+
+        def save(folder: Path) -> None:
+            _add_files(current, folder / _CURRENT)
+            if best is not None and best != current:
+                _add_files(best, folder / _BEST)
+
+        self._checkpoints.write(state.global_step, save, self._ranks)
+
+
+def restore_checkpoint(context: StageContext) -> str | None:
+    """Lay the newest checkpoint where a trainer looks for it.
+
+    Returns:
+        For `Trainer.train(resume_from_checkpoint=...)`; None where there is no checkpoint.
+    """
+    found = Checkpoints(context.stage_dir, context.fingerprint, context.checkpoints).latest()
+    if found is None:
+        return None
+    current = context.scratch_dir / f"checkpoint-{found.step}"
+    shutil.copytree(found.path / _CURRENT, current)
+    state = json.loads((current / _STATE).read_text(encoding="utf-8"))
+    best = current
+    if (found.path / _BEST).is_dir():
+        best = context.scratch_dir / f"checkpoint-{state['best_global_step']}"
+        shutil.copytree(found.path / _BEST, best)
+    if state["best_model_checkpoint"] is not None:  # a path of the process that wrote it
+        state["best_model_checkpoint"] = str(best)
+        (current / _STATE).write_text(json.dumps(state), encoding="utf-8")
+    return str(current)
+
+
+def _add_files(source: Path, target: Path) -> None:
+    """Copy what is not there yet: ranks write the same name only where they have the same bytes."""
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_file() and path.name != _PICKLED and not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
