@@ -1,8 +1,8 @@
 """Checkpoints of Hugging Face's trainers, in the form of `stages.checkpoint`.
 
 The trainer writes into its own folder, which is gone after a kill, and not in one piece; what is due is taken from
-there into a checkpoint that is whole or not there. Each rank has such a folder, and adds the files that it alone has (its
-random states, its shard of the optimizer).
+there into a checkpoint that is whole or not there. Each rank has such a folder, and adds the files that it alone has:
+its random states, its shard of the optimizer.
 
     <checkpoint>/current/     as the trainer writes it: adapter, optimizer, schedule, random states, position
     <checkpoint>/best/        adapter of the best validation so far, where it is another one
