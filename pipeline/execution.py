@@ -2,11 +2,11 @@
 
 import logging
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from data.errors import StageError, UserError
 from pipeline.config import PipelineConfig
@@ -17,14 +17,12 @@ from pipeline.server import ServerLease, lease_server
 from pipeline.session import RunPlan, Session
 from pipeline.timings import Timings
 from pipeline.tracking import Tracker, start_tracker
+from stages.checkpoint import newest_step
+from stages.interruption import Interrupted, announcing
 
 logger = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER = 0, 1, 2
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised like Ctrl-C so that everything is cleaned up on the way out."""
 
 
 def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder, plan: RunPlan) -> int:
@@ -35,22 +33,23 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
     console, timings = Console(), Timings()
     lease: ServerLease | None = None
     tracker: Tracker | None = None
-    with _warnings_on(console), _terminable(), _restored("PREFECT_API_URL"):
+    with _warnings_on(console), announcing(), _restored("PREFECT_API_URL"):
         try:
             console.line(f"run {run.name} in {run.path}")
             set_environment(stage_environment(config, config_dir))
             with timings.measure("server_start"):
                 lease = lease_server()
             with timings.measure("wandb_start"):
-                tracker = start_tracker(config.tracking, run=run.name, run_dir=run.path)
+                segment = 1 + len(run.record.get("resumed", []))
+                tracker = start_tracker(config.tracking, run=run.name, run_dir=run.path, segment=segment)
             session = Session(config, config_dir, run, plan, console, tracker, timings)
             _run_on(lease, session)
             run.finish("completed")
             code = EXIT_DONE
         except KeyboardInterrupt as error:
             run.finish("cancelled")
-            console.line(f"run {run.name} was cancelled")
-            code = 128 + (signal.SIGTERM if _is_termination(error) else signal.SIGINT)
+            console.line(f"run {run.name} was cancelled; {_going_on(run)}")
+            code = error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
         except UserError as error:
             run.finish("failed")
             console.line(str(error))
@@ -123,6 +122,7 @@ def _tell_failure(console: Console, run: RunFolder, error: Exception) -> None:
         console.line(f"{stage or run.name}: {type(error).__name__}: {error}")
     if stage is not None:
         console.line(f"its log: {run.path / stage / 'log.txt'}")
+        console.line(f"when the cause is mended, {_going_on(run)}")
 
 
 def _summarise(console: Console, run: RunFolder) -> None:
@@ -130,22 +130,15 @@ def _summarise(console: Console, run: RunFolder) -> None:
         console.line(line)
 
 
-def _is_termination(error: BaseException) -> bool:
-    return isinstance(error, Terminated)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises, as Ctrl-C does: without a handler it would leave the flow run in state Running."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _going_on(run: RunFolder) -> str:
+    """The command that goes on with a run that has ended before its end, and where it does."""
+    place = "" if run.output_dir == Path("outputs").resolve() else f" --output-dir {shlex.quote(str(run.output_dir))}"
+    command = f"`rlhf resume {run.name}{place}` goes on"
+    for entry in run.record["stages"]:
+        if entry["status"] == "failed":
+            step = newest_step(run.stage_dir(entry["name"]))
+            return f"{command} {'at the start' if step is None else f'after step {step}'} of {entry['name']}"
+    return command
 
 
 @contextmanager

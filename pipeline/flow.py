@@ -19,7 +19,7 @@ from prefect.context import TagsContext, get_run_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Completed, State
+from prefect.states import Completed, Crashed, State
 
 from data.errors import StageError, UserError
 from pipeline.graph import stage_inputs
@@ -27,6 +27,7 @@ from pipeline.progress import ProgressMirror
 from pipeline.session import Session
 from pipeline.tasks import StageOutcome, run_stage_task
 from stages.contract import StageName, artifact_from_json
+from stages.interruption import announcing
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +73,28 @@ def run_flow(session: Session, api_url: str, ui_url: str) -> None:
                 results[stage] = _stage_task(session, stage)(upstream)
 
     # Called, not used as decorators: mypy does not follow prefect's types.
+    earlier = run.record.get("prefect", {}).get("flow_run_id")
     rlhf_flow = flow(name="rlhf", flow_run_name=run.name, validate_parameters=False, persist_result=False)(rlhf)
     labels = ["rlhf", _tag(session.config.model.base), run.name]
     with _settings(api_url), tags(*labels):
+        if earlier is not None:
+            _close_killed(earlier)
         rlhf_flow(run=run.name, config=session.config.model_dump(mode="json"))
+
+
+def _close_killed(flow_run_id: str) -> None:
+    """Have an earlier flow run of this run, which was killed, end as Crashed: it could not say so itself."""
+    state = Crashed(message="its process was killed; the run was resumed")
+    try:
+        with get_client(sync_client=True) as client:
+            for row in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))):
+                if row.state is None or not row.state.is_final():
+                    client.set_task_run_state(row.id, state, force=True)
+            flow_run = client.read_flow_run(flow_run_id)
+            if flow_run.state is None or not flow_run.state.is_final():
+                client.set_flow_run_state(flow_run_id, state, force=True)
+    except Exception as error:  # of whatever kind (another server, an emptied database): Prefect only mirrors
+        logger.warning("Prefect: the run's earlier flow run %s could not be closed: %s", flow_run_id, error)
 
 
 def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]], Any]:
@@ -83,7 +102,7 @@ def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]]
         run_logger = get_run_logger()
         mirror = ProgressMirror(stage)
         try:
-            with session.timings.measure("stages"):
+            with session.timings.measure("stages"), announcing():  # Prefect's own handler knows no second request
                 outcome = run_stage_task(
                     session,
                     stage,

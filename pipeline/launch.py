@@ -129,7 +129,7 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
         log(before)
 
     try:
-        status = run_child(command, _child_environment(ranks), on_line)
+        status = run_child(command, _child_environment(ranks), on_line, is_launcher=_is_distributed(spec, launch))
     finally:
         spec_path.unlink(missing_ok=True)
     if status == 0:

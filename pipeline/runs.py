@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -15,6 +16,7 @@ from stages.contract import Artifact, StageName, artifact_from_json
 
 STORE = "store"
 _LOCK = ".lock"
+_LOOK_SECONDS = 0.5  # longer than anybody who only looks whether a run is held holds it
 RunStatus = Literal["running", "completed", "failed", "cancelled"]
 StageStatus = Literal["pending", "running", "executed", "cached", "failed", "skipped"]
 
@@ -74,15 +76,24 @@ class RunFolder:
             ConfigError: Another process has it.
         """
         file = (self.path / _LOCK).open("a", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise ConfigError(
-                f"run {self.name}: process {self.record.get('pid')} is still at it; wait for its end, or end it "
-                f"(Ctrl-C, or `kill {self.record.get('pid')}`) before it is resumed"
-            ) from error
+        deadline = time.monotonic() + _LOOK_SECONDS
+        while not _try_lock(file, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                file.close()
+                raise ConfigError(
+                    f"run {self.name}: process {self.record.get('pid')} is still at it; wait for its end, or end it "
+                    f"(Ctrl-C, or `kill {self.record.get('pid')}`) before it is resumed"
+                )
+            time.sleep(_LOOK_SECONDS / 10)
         self._lock = file
+
+    def is_held(self) -> bool:
+        """Whether a process has the run, and lives."""
+        try:
+            with (self.path / _LOCK).open("r", encoding="utf-8") as file:
+                return not _try_lock(file, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
 
     def let_go(self) -> None:
         """Let others have the run."""
@@ -110,6 +121,14 @@ class RunFolder:
             elif entry["status"] == "running":
                 entry["status"] = "failed"
         self.update(status=status, finished=now())
+
+
+def _try_lock(file: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def artifact_record(artifact: Artifact, output_dir: Path) -> dict[str, Any]:

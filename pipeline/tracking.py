@@ -179,12 +179,14 @@ class Tracker:
             pass  # the worker is gone, and `wait` will tell
 
 
-def start_tracker(config: TrackingConfig, *, run: str, run_dir: Path) -> Tracker:
+def start_tracker(config: TrackingConfig, *, run: str, run_dir: Path, segment: int = 1) -> Tracker:
     """Start the worker of a run.
 
     Args:
         config: The `tracking` section. `auto` counts as `offline` where `WANDB_API_KEY` is not set.
         run: Name of the run and of its W&B group.
+        segment: 1, and one more each time that the run was resumed: an offline W&B run cannot be gone on with, so a
+            resumed stage is a new one in the same group, with the rows up to the checkpoint, too.
         run_dir: Folder of the run; everything of W&B goes into `run_dir/wandb`.
 
     Returns:
@@ -198,6 +200,7 @@ def start_tracker(config: TrackingConfig, *, run: str, run_dir: Path) -> Tracker
         return Tracker(None, mode, run_dir)
     settings = {
         "run": run,
+        "segment": segment,
         "run_dir": str(run_dir),
         "mode": mode,
         "project": config.project,

@@ -106,12 +106,18 @@ def artifact_name(run: str, stage: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{run}-{stage}")[:_MAX_NAME]
 
 
+def _run_name(settings: dict[str, Any], stage: str) -> str:
+    """Name of a W&B run; that of a resumed run says which segment it is."""
+    segment = settings["segment"]
+    return f"{settings['run']}-{stage}" + ("" if segment == 1 else f"-{segment}")
+
+
 @dataclass
 class Mirror:
     """What the worker knows between two messages.
 
     Attributes:
-        settings: `run`, `run_dir`, `mode`, `project` and `entity`, from the parent.
+        settings: `run`, `segment`, `run_dir`, `mode`, `project` and `entity`, from the parent.
         out: Where messages to the parent go.
         run: The open W&B run, if any.
         started: The message that opened it.
@@ -189,10 +195,11 @@ class Mirror:
             entity=self.settings["entity"],
             group=self.settings["run"],
             job_type=message["stage"],
-            name=f"{self.settings['run']}-{message['stage']}",
+            name=_run_name(self.settings, message["stage"]),
             dir=self.settings["run_dir"],
             config={
                 "run": self.settings["run"],
+                "segment": self.settings["segment"],
                 "stage_name": message["stage"],
                 "stage": message["config"],
                 "model": message["model"],

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.artifacts import file_digests, payload_files, write_json
 from stages.contract import CheckpointSchedule
+from stages.interruption import Interrupted, Interruption
 
 if TYPE_CHECKING:  # it imports torch
     from stages.ranks import Ranks
@@ -54,17 +55,22 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one execution of a stage."""
 
-    def __init__(self, stage_dir: Path, fingerprint: str, schedule: CheckpointSchedule) -> None:
+    def __init__(
+        self, stage_dir: Path, fingerprint: str, schedule: CheckpointSchedule, interruption: Interruption | None = None
+    ) -> None:
         """Look at nothing yet.
 
         Args:
             stage_dir: Folder of this execution in its run.
             fingerprint: Of the stage; checkpoints of another one are not read.
             schedule: When to write.
+            interruption: Who asks the stage to end gets a checkpoint first.
         """
         self._folder = stage_dir / CHECKPOINTS
         self._fingerprint = fingerprint
         self._schedule = schedule
+        self._interruption = interruption or Interruption()
+        self._asked_by = 0
         self._last_time = time.monotonic()
 
     def latest(self) -> Checkpoint | None:
@@ -83,16 +89,24 @@ class Checkpoints:
             step: Steps done.
             save: Writes this rank's part into the folder that it is given; the names are the ranks' own affair.
             ranks: Processes of the stage; the clock of the main one counts.
+
+        Raises:
+            Interrupted: Somebody asked the stage to end; the checkpoint is written.
         """
         if self.is_due(step, ranks):
             self.write(step, save, ranks)
 
     def is_due(self, step: int, ranks: "Ranks") -> bool:
-        """Whether the schedule asks for a checkpoint after this step; the same on all ranks."""
-        return ranks.broadcast(self._is_due(step))
+        """Whether a checkpoint has to be written after this step; the same on all ranks.
+
+        It has to where the schedule says so, and where somebody asked any rank to end.
+        """
+        answers = ranks.gather([[self._is_due(step), self._interruption.number or 0]])
+        self._asked_by = max(number for _, number in answers)
+        return bool(answers[0][0]) or self._asked_by > 0
 
     def write(self, step: int, save: Callable[[Path], None], ranks: "Ranks") -> None:
-        """Write a checkpoint now; arguments as for `write_if_due`."""
+        """Write a checkpoint now; arguments and errors as for `write_if_due`."""
         writing = self._folder / f"{_WRITING}{step:08d}"
         if ranks.is_main:
             self._remove_unfinished()
@@ -104,6 +118,9 @@ class Checkpoints:
             self._complete(writing, step)
         ranks.barrier()
         self._last_time = time.monotonic()
+        if self._asked_by:
+            logger.info("ended on request after step %d, which is kept in a checkpoint", step)
+            raise Interrupted(self._asked_by)
 
     def remove_all(self) -> None:
         """Forget everything: the stage has its artifact."""
@@ -155,6 +172,12 @@ class Checkpoints:
         """What a killed writer left."""
         for path in self._folder.glob(f"{_WRITING}*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def newest_step(stage_dir: Path) -> int | None:
+    """The step of a stage's newest checkpoint, by its name alone: for messages; None where there is none."""
+    names = sorted(path.name for path in (stage_dir / CHECKPOINTS).glob(f"{_PREFIX}*"))
+    return int(names[-1].removeprefix(_PREFIX)) if names else None
 
 
 def _flush(path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from stages.interruption import Interruption
 from stages.metrics import MetricsWriter
 
 StageName = Literal["data", "sft", "preferences", "reward_model", "ppo", "evaluation"]
@@ -134,6 +135,7 @@ class StageContext:
         deepspeed: DeepSpeed's configuration, where the stage runs under it.
         fingerprint: Of this execution; a checkpoint of another one is not read.
         checkpoints: When to write checkpoints, into `stage_dir/checkpoints`.
+        interruption: Whether the stage was asked to end while it trained.
         timings: Seconds that are no work of the stage itself, by part, for its manifest.
     """
 
@@ -148,6 +150,7 @@ class StageContext:
     deepspeed: dict[str, Any] | None = None
     fingerprint: str = ""
     checkpoints: CheckpointSchedule = CheckpointSchedule()
+    interruption: Interruption = field(default_factory=Interruption)
     timings: dict[str, float] = field(default_factory=dict)
 
 

@@ -37,6 +37,7 @@ from stages.contract import (
     StageOutput,
     artifact_from_json,
 )
+from stages.interruption import Interrupted, raising
 from stages.metrics import MetricsWriter, NullMetricsWriter, cut_metrics
 from stages.process import die_with_parent
 
@@ -120,6 +121,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
     Raises:
         UserError: An input, the data or the model is at fault.
         StageError: The stage failed.
+        Interrupted: Somebody asked the stage to end, which kept what it had first.
     """
     is_main = int(os.environ.get("RANK", "0")) == 0
     laps = [time.monotonic()]
@@ -169,6 +171,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
     link_artifact(spec.stage_dir, spec.store_dir, digest)
     write_json(spec.stage_dir / "manifest.json", manifest)
     checkpoints.remove_all()
+    context.interruption.raise_if_asked()  # in the last step: the artifact is there, and the run ends now
     return manifest
 
 
@@ -273,7 +276,7 @@ def _print_progress(done: int, total: int, what: str) -> None:
 
 
 def main() -> int:
-    """Run the stage of a specification file; 0 done, 1 failed, 2 the user's input is at fault."""
+    """Run the stage of a specification file; 0 done, 1 failed, 2 the user's input is at fault, else a signal."""
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request to a vLLM server
@@ -282,10 +285,13 @@ def main() -> int:
         return 2
     spec = StageSpec.from_json(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:
-        run_stage(spec, _print_progress)
+        with raising():
+            run_stage(spec, _print_progress)
     except UserError as error:
         print(f"::user-error:: {json.dumps(str(error))}", flush=True)
         return 2
+    except Interrupted as interrupted:
+        return interrupted.exit_code
     return 0
 
 

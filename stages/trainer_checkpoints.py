@@ -30,7 +30,9 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, context: StageContext) -> None:
         """Write into the stage's folder, by its schedule."""
-        self._checkpoints = Checkpoints(context.stage_dir, context.fingerprint, context.checkpoints)
+        self._checkpoints = Checkpoints(
+            context.stage_dir, context.fingerprint, context.checkpoints, context.interruption
+        )
         self._ranks = Ranks(process_rank(), num_processes(), context.device)
         self._is_due = False
 

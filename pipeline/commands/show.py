@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import psutil
-
 from pipeline.console import duration, stage_table, table
 from pipeline.runs import RunFolder, list_runs, open_run
 
@@ -49,7 +47,7 @@ def show(options: argparse.Namespace) -> int:
 def _status(run: RunFolder) -> str:
     """The recorded status; a killed run could not record its end."""
     status: str = run.record["status"]
-    if status == "running" and not psutil.pid_exists(run.record.get("pid", -1)):
+    if status == "running" and not run.is_held():
         return "running (its process is gone)"
     return status
 

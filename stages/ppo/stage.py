@@ -93,7 +93,8 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
             )
             progress = _go_on(trainer, learners, context)
             engine.load_policy("policy")
-            metrics = _train(trainer, learners, prompts, model, progress, context)
+            with context.interruption.deferred():
+                metrics = _train(trainer, learners, prompts, model, progress, context)
         finally:
             engine.close()
         if not ranks.is_main:
@@ -258,7 +259,7 @@ def _train(
 ) -> dict[str, float]:
     """All steps that are left; returns the last known value of each metric."""
     config = trainer.config
-    checkpoints = Checkpoints(context.stage_dir, context.fingerprint, context.checkpoints)
+    checkpoints = Checkpoints(context.stage_dir, context.fingerprint, context.checkpoints, context.interruption)
 
     def save(folder: Path) -> None:
         save_state(folder, trainer, learners, base_spec=model.base)

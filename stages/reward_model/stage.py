@@ -105,7 +105,8 @@ def run(
         callbacks=[MetricsCallback(context), CheckpointCallback(context)],
     )
     train_in_float32(trainer.model)
-    trainer.train(resume_from_checkpoint=restore_checkpoint(context))
+    with context.interruption.deferred():
+        trainer.train(resume_from_checkpoint=restore_checkpoint(context))
     if not is_main_process():
         return StageOutput({})
     payload = context.payload_dir

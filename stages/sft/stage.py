@@ -95,7 +95,8 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         callbacks=[MetricsCallback(context), CheckpointCallback(context)],
     )
     train_in_float32(trainer.model)
-    trainer.train(resume_from_checkpoint=restore_checkpoint(context))
+    with context.interruption.deferred():
+        trainer.train(resume_from_checkpoint=restore_checkpoint(context))
     metrics = {
         "data/train": float(len(train)),
         "data/held_out": float(len(held_out)),

@@ -70,8 +70,8 @@ def test_checklist_50_killed_and_resumed_is_uninterrupted(
     outputs = tmp_path / "outputs"
     command = [sys.executable, "-m", "pipeline", *arguments(tiny_llama, "cut", mode), "--output-dir", str(outputs)]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "2"})
-    path = outputs / "cut" / stage / "metrics.jsonl"
-    kill_when(process, lambda: path.is_file() and len(path.read_text(encoding="utf-8").splitlines()) >= step)
+    checkpoint = outputs / "cut" / stage / "checkpoints" / f"step-{step:08d}"
+    kill_when(process, checkpoint.is_dir)
     assert rlhf("show", "cut").returncode == 0
     finished = rlhf("resume", "cut")
     assert finished.returncode == 0, finished.stderr
@@ -80,7 +80,7 @@ def test_checklist_50_killed_and_resumed_is_uninterrupted(
     assert [without_times(row) for row in resumed] == [without_times(row) for row in whole]
     if stage == "ppo":
         assert "going on after step" in (outputs / "cut" / "ppo" / "log.txt").read_text(encoding="utf-8")
-        assert not (outputs / "cut" / "ppo" / "checkpoints").exists()
+    assert not (outputs / "cut" / stage / "checkpoints").exists()
     finished = rlhf("resume", "cut")
     assert finished.returncode == 0 and "is completed" in finished.stdout
 

@@ -81,7 +81,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
 
 
 def make_mirror(tmp_path: Path, mode: str) -> Mirror:
-    settings = {"run": "r1", "run_dir": str(tmp_path), "mode": mode, "project": "rlhf", "entity": None}
+    settings = {"run": "r1", "segment": 1, "run_dir": str(tmp_path), "mode": mode, "project": "rlhf", "entity": None}
     return Mirror(settings=settings, out=io.StringIO())
 
 
