@@ -37,7 +37,7 @@ from stages.contract import (
     StageOutput,
     artifact_from_json,
 )
-from stages.interruption import Interrupted, raising
+from stages.interruption import Interrupted, Interruption, raising
 from stages.metrics import MetricsWriter, NullMetricsWriter, cut_metrics
 from stages.process import die_with_parent
 
@@ -130,6 +130,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
     spec.stage_dir.mkdir(parents=True, exist_ok=True)
     spec.store_dir.mkdir(parents=True, exist_ok=True)
     metrics_path = spec.stage_dir / "metrics.jsonl"
+    interruption = Interruption()
     checkpoints = Checkpoints(spec.stage_dir, spec.fingerprint, spec.checkpoints)
     found = checkpoints.latest()
     seconds_before = 0.0
@@ -156,6 +157,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
                 deepspeed=spec.deepspeed,
                 fingerprint=spec.fingerprint,
                 checkpoints=spec.checkpoints,
+                interruption=interruption,
             )
             output = _execute(spec, context)
         laps.append(time.monotonic())
@@ -171,7 +173,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
     link_artifact(spec.stage_dir, spec.store_dir, digest)
     write_json(spec.stage_dir / "manifest.json", manifest)
     checkpoints.remove_all()
-    context.interruption.raise_if_asked()  # in the last step: the artifact is there, and the run ends now
+    interruption.raise_if_asked()  # in the last step: the artifact is there, and the run ends now
     return manifest
 
 
