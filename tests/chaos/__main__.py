@@ -19,12 +19,14 @@ from pathlib import Path
 from pipeline.server import lease_server
 from tests.chaos.flow import Target, run_whole
 from tests.chaos.plan import (
+    DDP,
     INLINE,
     VLLM,
+    ZERO,
     Trial,
     aimed_trials,
     ended_trials,
-    engine_trials,
+    engine_trial,
     helper_trials,
     random_trials,
 )
@@ -81,9 +83,8 @@ def _parts(options: argparse.Namespace, base: Path, folder: Path) -> Sequence[tu
     if chosen(fixed) or not options.only or any("random" in part for part in options.only):
         run_whole(plain)
         parts.append((plain, chosen([*random_trials(plain, num_random, rng), *fixed])))
-    engines = {"vllm": VLLM}
-    for name, settings in engines.items():
-        trials = chosen(engine_trials(settings, name))
+    for name, settings in {"vllm": VLLM, "ddp": DDP, "zero": ZERO}.items():
+        trials = chosen([engine_trial(name, settings)])
         if trials:
             parts.append((run_whole(Target(folder / f"whole-{name}", "whole", base, settings)), trials))
     return parts

@@ -25,6 +25,9 @@ VLLM = (
     "launch.mode=process",
     *(f"{stage}.rollout.engine=vllm" for stage in ("preferences", "ppo", "evaluation")),
 )
+_RANKS = ("launch.num_processes=2", "sft.microbatch_size=8", "reward_model.microbatch_size=8", "ppo.microbatch_size=4")
+DDP = ("launch.mode=accelerate", *_RANKS)
+ZERO = ("launch.mode=deepspeed", *_RANKS)
 _UNTRAINED = ("data", "preferences", "evaluation")
 _STEP_SECONDS = 0.4
 """A little more than a step of the smoke flow takes."""
@@ -98,9 +101,13 @@ def helper_trials(home: Path) -> list[Trial]:
     ]
 
 
-def engine_trials(settings: Sequence[str], name: str) -> list[Trial]:
-    """Kills in the middle of PPO under another engine or launcher."""
-    return [Trial(name, tuple(settings), (killed_at_row("ppo", 1, 0.1), killed_at_row("ppo", 3, 0.1)))]
+def engine_trial(name: str, settings: Sequence[str]) -> Trial:
+    """Kills in each training stage under another engine or launcher."""
+    attacks = (
+        killed_at_row("sft", 3, 0.1), killed_at_row("reward_model", 2, 0.1), killed_at_row("ppo", 1, 0.1),
+        killed_at_row("ppo", 3, 0.1),
+    )  # fmt: skip
+    return Trial(name, tuple(settings), attacks)
 
 
 def short_trials() -> list[Trial]:
