@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.attacks import Hit, environment_with
 from tests.chaos.flow import Execution, Target
 from tests.chaos.leftovers import leftovers
 from tests.chaos.plan import Trial
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Verdict:
     Attributes:
         trial: Its name.
         hits: What its attacks have done; those that came too late are left out.
-        differences: Stages whose artifact or metrics are not those of the whole run.
+        differences: Artifacts and metrics that are not those of the whole run.
         left: What it left behind.
         failure: Why it could not be carried to its end.
     """
@@ -66,8 +69,17 @@ def carry_out(trial: Trial, whole: Target, folder: Path) -> Verdict:
 
 
 def differences(target: Target, whole: Target) -> tuple[str, ...]:
-    """Stages whose artifact's digest or rows of metrics are not those of the whole run."""
+    """What is not as in the whole run: artifacts by stage, metrics by stage and name."""
     found, expected = target.digests(), whole.digests()
-    return tuple(
-        stage for stage in expected if found.get(stage) != expected[stage] or target.rows(stage) != whole.rows(stage)
-    )
+    different = [f"artifact of {stage}" for stage in expected if found.get(stage) != expected[stage]]
+    for stage in expected:
+        names = _different_metrics(target.rows(stage), whole.rows(stage))
+        different += [f"metrics of {stage} ({', '.join(names)})"] if names else []
+    return tuple(different)
+
+
+def _different_metrics(found: Rows, expected: Rows) -> list[str]:
+    if [row.get("step") for row in found] != [row.get("step") for row in expected]:
+        return ["the steps"]
+    pairs = zip(found, expected, strict=True)
+    return sorted({name for one, other in pairs for name in {*one, *other} if one.get(name) != other.get(name)})
