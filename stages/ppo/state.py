@@ -3,6 +3,7 @@
     <folder>/policy, <folder>/critic     adapters as PEFT saves them
     <folder>/trainer.pt                  value head, controllers, counters
     <folder>/learners-<rank>.pt          optimizer state of each rank
+    <folder>/engine-<rank>.pt            number of the adapter in each rank's engine, and what its proof compares with
     <folder>/progress.json               what the stage reports at its end; in checkpoints only
 
 Read back by `torch.load(weights_only=True)`: nothing else is unpickled.
@@ -64,6 +65,7 @@ def save_state(folder: Path, trainer: PPOTrainer, learners: dict[str, Learner], 
     folder.mkdir(parents=True, exist_ok=True)
     states = {role: learner.state_dict() for role, learner in learners.items()}
     torch.save(states, folder / f"learners-{trainer.ranks.rank}.pt")
+    torch.save(trainer.rollout_engine.state_dict(), folder / f"engine-{trainer.ranks.rank}.pt")
     if not trainer.ranks.is_main:
         return
     for role in learners:
@@ -91,6 +93,7 @@ def load_state(folder: Path, trainer: PPOTrainer, learners: dict[str, Learner]) 
         load_adapter_weights(trainer.models.shared_base.peft_model, folder / role, role)
         states = torch.load(folder / f"learners-{trainer.ranks.rank}.pt", weights_only=True)
         learner.load_state_dict(states[role])
+    trainer.rollout_engine.load_state_dict(torch.load(folder / f"engine-{trainer.ranks.rank}.pt", weights_only=True))
     state = torch.load(folder / "trainer.pt", weights_only=True)
     if trainer.models.value_head is not None:
         trainer.models.value_head.load_state_dict(state["value_head"])

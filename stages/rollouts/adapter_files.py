@@ -2,8 +2,12 @@
 
 vLLM caches an adapter by its id and key-value blocks by name and path: an id used twice keeps the old weights
 without a word, a path used twice serves stale blocks. So neither is ever used twice.
+
+A stage that was killed could not remove its folder, and RAM is dear: each later one removes those whose owner is gone.
+The owner holds a lock on its folder, which the operating system ends with the process.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -16,7 +20,7 @@ from stages.ranks import Ranks
 from stages.rollouts.contract import PublishedAdapter
 
 _SHARED_MEMORY = Path("/dev/shm")
-_PREFIX = "rlhf-adapter-"
+_PREFIX, _UNLOCKED = "rlhf-adapter-", ".rlhf-adapter-"
 
 
 class AdapterFiles:
@@ -38,12 +42,13 @@ class AdapterFiles:
         self._base_spec = base_spec
         self._ranks = ranks
         self._version = 0
+        self._lock: int | None = None
         folder = ""
         if ranks.is_main:
             chosen = parent or (_SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else scratch_dir)
             chosen.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.mkdtemp(prefix=_PREFIX, dir=chosen)
-            os.chmod(folder, 0o755)  # a server may run as another user
+            _remove_abandoned(chosen)
+            folder, self._lock = _make_folder(chosen)
         self.folder = Path(ranks.broadcast(folder))
 
     def publish(self, role: str) -> PublishedAdapter:
@@ -60,6 +65,10 @@ class AdapterFiles:
             digest = folder_digest(folder)
         return PublishedAdapter(self._version, name, folder, self._ranks.broadcast(digest))
 
+    def go_on_before(self, version: int) -> None:
+        """Have the next version carry this number."""
+        self._version = version - 1
+
     def remove(self, adapter: PublishedAdapter) -> None:
         """Delete a version's files, once no rank reads them."""
         self._ranks.barrier()
@@ -70,6 +79,36 @@ class AdapterFiles:
         """Delete all files."""
         if self._ranks.is_main:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _make_folder(parent: Path) -> tuple[str, int]:
+    """A new folder with its lock; under its own name only once the lock is held."""
+    unlocked = Path(tempfile.mkdtemp(prefix=_UNLOCKED, dir=parent))
+    os.chmod(unlocked, 0o755)  # a server may run as another user
+    lock = os.open(unlocked, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = parent / unlocked.name.replace(_UNLOCKED, _PREFIX, 1)
+    os.rename(unlocked, folder)
+    return str(folder), lock
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{_PREFIX}*"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except OSError:
+            continue  # its owner has just removed it, or it is another user's
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # in use
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def folder_digest(folder: Path) -> str:

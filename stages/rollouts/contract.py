@@ -9,7 +9,7 @@ An engine that has the base in a place of its own (another process, another copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from stages.rollouts.config import SamplingConfig
 
@@ -69,6 +69,14 @@ class RolloutEngine(Protocol):
         Raises:
             StageError: The engine does not run the adapter that was sent.
         """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What another engine of the same settings needs to go on after this one; tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the engine that gave this state: the next `load_policy` brings its last version once more."""
         ...
 
     def close(self) -> None:

@@ -6,7 +6,8 @@ pass over the whole sequence. In float32 they agree to rounding; their gap is lo
 Shape legend: B = rows, P = prompt tokens, V = vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -45,6 +46,14 @@ class HFEngine:
         self._role = role
         self._version += 1
         return PolicyVersion(self._version)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The version in use."""
+        return {"version": self._version}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count on from there."""
+        self._version = state["version"] - 1
 
     def close(self) -> None:
         """Nothing is held beside the shared base."""

@@ -27,7 +27,8 @@ Shape legend: K = probe prompts, V = vocabulary, n = probe tokens of all prompts
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -108,6 +109,10 @@ class _Seen:
             trainer.flatten()[keys].double(),
         )
 
+    def to_state(self) -> dict[str, Any]:
+        """As checkpoints hold it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @property
     def gap(self) -> float:
         """RMS of trainer minus engine, in nats."""
@@ -165,6 +170,8 @@ class SyncProof:
         """
         self._check_identity(sent, loaded)
         now = _Seen.of(sent, engine, trainer)
+        if self._seen and self._seen[-1].version == sent.version:  # the same once more, in an engine started anew
+            self._seen.pop()
         self._check_finite(sent, now)
         self._check_change(sent, now, trainer)  # first: where both fail, it says more
         self._check_agreement(sent, now)
@@ -174,6 +181,16 @@ class SyncProof:
         metrics |= self._check_correlation(sent, now, trainer)
         self._seen.append(now)
         return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later versions are compared with."""
+        anchor = None if self._anchor is None else self._anchor.to_state()
+        return {"seen": [seen.to_state() for seen in self._seen], "anchor": anchor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what another proof has seen."""
+        self._seen = deque((_Seen(**seen) for seen in state["seen"]), maxlen=_HISTORY)
+        self._anchor = None if state["anchor"] is None else _Seen(**state["anchor"])
 
     def _check_identity(self, sent: PublishedAdapter, loaded: LoadedAdapter) -> None:
         if loaded.name != sent.name or loaded.digest != sent.digest:

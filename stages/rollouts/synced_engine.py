@@ -1,7 +1,8 @@
 """A rollout engine with a base of its own: publish the adapter, load it there, prove that it acts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -77,6 +78,21 @@ class SyncedEngine:
         if self._current is None:
             raise ValueError("no policy is loaded; call load_policy first")
         return self._backend.sample(prompts, sampling, seeds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The version in use, and what its proof compares with.
+
+        Raises:
+            ValueError: No policy was loaded.
+        """
+        if self._current is None:
+            raise ValueError("no policy is loaded; call load_policy first")
+        return {"version": self._current.version, "proof": self._proof.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after an engine that is gone."""
+        self._files.go_on_before(state["version"])
+        self._proof.load_state_dict(state["proof"])
 
     def close(self) -> None:
         """End the backend and remove the adapters on their way."""

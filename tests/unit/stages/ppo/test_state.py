@@ -117,7 +117,8 @@ def test_the_folder_holds_adapters_as_peft_has_them_and_is_written_over(make: Ma
         own = trainer.models.shared_base.parameters(role)
         assert len(saved) == len(own)
         assert all(any(torch.equal(one, other) for other in own) for one in saved)
-    assert sorted(path.name for path in folder.iterdir()) == ["critic", "learners-0.pt", "policy", "trainer.pt"]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["critic", "engine-0.pt", "learners-0.pt", "policy", "trainer.pt"]
 
 
 def test_a_folder_without_a_whole_state_is_refused(make: MakeTrainer, tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ class _Payload:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("name", ["trainer.pt", "learners-0.pt"])
+@pytest.mark.parametrize("name", ["trainer.pt", "learners-0.pt", "engine-0.pt"])
 def test_nothing_but_tensors_and_numbers_is_unpickled(make: MakeTrainer, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "state"
     _saved(make, CONFIGS["rloo"], folder)

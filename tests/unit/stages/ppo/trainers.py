@@ -1,6 +1,6 @@
 """PPO trainers on a tiny Llama with generation by transformers and stub rewards, as the tests take them apart."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,14 @@ class Altered:
         loaded = self._engine.load_policy(role)
         self.version = loaded.number
         return loaded
+
+    def state_dict(self) -> dict[str, Any]:
+        """Pass on."""
+        return self._engine.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Pass on."""
+        self._engine.load_state_dict(state)
 
     def close(self) -> None:
         """Nothing to free."""

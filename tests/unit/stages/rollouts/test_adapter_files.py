@@ -1,6 +1,8 @@
 """Versions of an adapter on their way: no name or folder twice, the digest of what lies there, removal."""
 
 import hashlib
+import multiprocessing
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,30 @@ def test_another_rank_reads_what_the_main_one_wrote(shared: SharedBase, tmp_path
     other.remove(received)
     other.close()
     assert sent.folder.is_dir(), "only the main rank deletes"
+
+
+def _publish_and_wait(folder: Path, ready: Any) -> None:
+    adapter_files._make_folder(folder)
+    ready.set()
+    signal.pause()
+
+
+def test_a_folder_whose_owner_was_killed_is_removed_by_the_next_one_and_others_stay(
+    shared: SharedBase, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    owner = context.Process(target=_publish_and_wait, args=(tmp_path, ready))
+    owner.start()
+    assert ready.wait(60)
+    (theirs,) = tmp_path.iterdir()
+    living = _files(shared, tmp_path)
+    assert theirs.is_dir()
+    owner.kill()
+    owner.join()
+    last = _files(shared, tmp_path)
+    assert {path for path in tmp_path.iterdir()} == {living.folder, last.folder}
+    last.close()
+    living.close()
+    living.close()  # twice does no harm
+    assert not list(tmp_path.iterdir())

@@ -281,3 +281,46 @@ def test_samples_come_from_the_backend_once_a_policy_is_loaded(
     assert [(r.prompt_ids, r.response_ids) for r in rollouts] == [
         (tuple(prompt), (seed,)) for prompt, seed in zip(PROBES, [7, 8, 9, 10], strict=True)
     ]
+
+
+def test_an_engine_goes_on_after_one_that_is_gone(shared: SharedBase, folders: FoldersOf, tmp_path: Path) -> None:
+    """Two engines, the second made from the state of the first, prove each version as one engine does."""
+    own = folders("llama")
+    start = snapshot(shared.parameters("policy"))
+
+    def metrics(change_after: int | None, folder: Path) -> list[dict[str, float]]:
+        with torch.no_grad():
+            for parameter, value in zip(shared.parameters("policy"), start, strict=True):
+                parameter.copy_(value)
+        engine = _engine(shared, FileBackend(own.base, own.policy), folder)
+        found = [dict(engine.load_policy("policy").metrics)]
+        for version in range(2, 6):
+            _move(shared, 1e-3, seed=version)
+            found.append(dict(engine.load_policy("policy").metrics))
+            if version == change_after:
+                state = engine.state_dict()
+                torch.save(state, folder / "state.pt")
+                engine.close()
+                engine = _engine(shared, FileBackend(own.base, own.policy), folder)
+                engine.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+                assert engine.load_policy("policy").number == version
+        return found
+
+    whole, parted = metrics(None, tmp_path / "one"), metrics(3, tmp_path / "two")
+    assert [row["sync/version"] for row in whole] == [1, 2, 3, 4, 5]
+    assert any("sync/correlation" in row for row in whole[3:])
+    assert parted == whole
+
+
+def test_an_engine_that_does_not_run_the_adapter_again_is_caught_when_it_goes_on(
+    shared: SharedBase, folders: FoldersOf, tmp_path: Path
+) -> None:
+    own = folders("llama")
+    engine = _engine(shared, FileBackend(own.base, own.policy), tmp_path)
+    engine.load_policy("policy")
+    bare = BareBackend(own.base, own.policy)
+    bare.calls.append("load v0")  # it forgets what is not its first
+    other = _engine(shared, bare, tmp_path)
+    other.load_state_dict(engine.state_dict())
+    with pytest.raises(SyncError, match="version 1: agreement"):
+        other.load_policy("policy")
