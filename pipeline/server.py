@@ -27,6 +27,7 @@ from typing import IO, Any
 import psutil
 
 from data.errors import ConfigError, StageError
+from stages.process import source_root
 
 HEALTHY_WITHIN_SECONDS = 120.0
 _STOP_SECONDS = 10.0
@@ -104,6 +105,17 @@ def configured_api_url() -> str | None:
     return str(url) if url else None
 
 
+def retire_if_unused(folder: Path) -> bool:
+    """Have nobody attach any more to the server above which this process stands, if no living process uses it."""
+    with _locked(folder):
+        if _live_clients(folder):
+            return False
+        state = _read_state(folder)
+        if state is not None and state["pid"] == os.getpid():
+            (folder / "server.json").unlink(missing_ok=True)
+        return True
+
+
 def prefect_home() -> Path:
     """Prefect's folder: its database, and our files on the shared server."""
     return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
@@ -142,10 +154,11 @@ def _start_server(folder: Path) -> dict[str, Any]:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "DO_NOT_TRACK": "1",
     }
+    paths = [str(source_root()), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start"],
-            env=environment,
+            [sys.executable, "-m", "pipeline.server_watch", str(folder)],
+            env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -158,7 +171,7 @@ def _start_server(folder: Path) -> dict[str, Any]:
 
 
 def _stop_server(folder: Path) -> None:
-    """SIGTERM, then SIGKILL. SIGINT was seen to hang for half a minute."""
+    """SIGTERM to the process above it, then SIGKILL to all. SIGINT was seen to hang for half a minute."""
     state = _read_state(folder)
     (folder / "server.json").unlink(missing_ok=True)
     if state is None or not _is_alive(state):

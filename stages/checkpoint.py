@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from stages.artifacts import file_digests, payload_files, write_json
-from stages.contract import CheckpointSchedule
+from stages.contract import CheckpointSchedule, StageContext
 from stages.interruption import Interrupted, Interruption
 
 if TYPE_CHECKING:  # it imports torch
@@ -56,22 +56,34 @@ class Checkpoints:
     """The checkpoints of one execution of a stage."""
 
     def __init__(
-        self, stage_dir: Path, fingerprint: str, schedule: CheckpointSchedule, interruption: Interruption | None = None
+        self,
+        stage_dir: Path,
+        fingerprint: str,
+        schedule: CheckpointSchedule,
+        interruption: Interruption | None = None,
+        timings: dict[str, float] | None = None,
     ) -> None:
-        """Look at nothing yet.
+        """Look at nothing yet. A stage takes `Checkpoints.of(context)`.
 
         Args:
             stage_dir: Folder of this execution in its run.
             fingerprint: Of the stage; checkpoints of another one are not read.
             schedule: When to write.
             interruption: Who asks the stage to end gets a checkpoint first.
+            timings: Has the seconds of all writes added under `checkpoints`.
         """
         self._folder = stage_dir / CHECKPOINTS
         self._fingerprint = fingerprint
         self._schedule = schedule
         self._interruption = interruption or Interruption()
+        self._timings = {} if timings is None else timings
         self._asked_by = 0
         self._last_time = time.monotonic()
+
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        """Those of the execution that a stage's context belongs to."""
+        return cls(context.stage_dir, context.fingerprint, context.checkpoints, context.interruption, context.timings)
 
     def latest(self) -> Checkpoint | None:
         """The newest intact checkpoint of this fingerprint. Damaged ones are passed over, and told."""
@@ -105,8 +117,16 @@ class Checkpoints:
         self._asked_by = max(number for _, number in answers)
         return bool(answers[0][0]) or self._asked_by > 0
 
-    def write(self, step: int, save: Callable[[Path], None], ranks: "Ranks") -> None:
-        """Write a checkpoint now; arguments and errors as for `write_if_due`."""
+    def write(self, step: int, save: Callable[[Path], None], ranks: "Ranks", *, started: float | None = None) -> None:
+        """Write a checkpoint now; arguments and errors as for `write_if_due`.
+
+        Args:
+            step: Steps done.
+            save: Writes this rank's part.
+            ranks: Processes of the stage.
+            started: When (`time.monotonic`) the work for it began, where that is not now.
+        """
+        start = time.monotonic() if started is None else started
         writing = self._folder / f"{_WRITING}{step:08d}"
         if ranks.is_main:
             self._remove_unfinished()
@@ -118,6 +138,9 @@ class Checkpoints:
             self._complete(writing, step)
         ranks.barrier()
         self._last_time = time.monotonic()
+        seconds = self._last_time - start
+        self._timings["checkpoints"] = self._timings.get("checkpoints", 0.0) + seconds
+        logger.info("checkpoint of step %d written in %.2f s", step, seconds)
         if self._asked_by:
             logger.info("ended on request after step %d, which is kept in a checkpoint", step)
             raise Interrupted(self._asked_by)

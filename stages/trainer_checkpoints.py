@@ -10,6 +10,7 @@ its random states, its shard of the optimizer.
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,10 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, context: StageContext) -> None:
         """Write into the stage's folder, by its schedule."""
-        self._checkpoints = Checkpoints(
-            context.stage_dir, context.fingerprint, context.checkpoints, context.interruption
-        )
+        self._checkpoints = Checkpoints.of(context)
         self._ranks = Ranks(process_rank(), num_processes(), context.device)
         self._is_due = False
+        self._started = 0.0
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -43,7 +43,12 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         due = state.global_step < state.max_steps and self._checkpoints.is_due(state.global_step, self._ranks)
         if due:
             self._is_due = control.should_save = True
+        self._started = time.monotonic()
         return control
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A validation comes before the save, and is no part of its time."""
+        self._started = time.monotonic()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Take over what the trainer has just saved, if it was asked to for this."""
@@ -58,7 +63,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             if best is not None and best != current:
                 _add_files(best, folder / _BEST)
 
-        self._checkpoints.write(state.global_step, save, self._ranks)
+        self._checkpoints.write(state.global_step, save, self._ranks, started=self._started)
 
 
 def restore_checkpoint(context: StageContext) -> str | None:
@@ -67,7 +72,7 @@ def restore_checkpoint(context: StageContext) -> str | None:
     Returns:
         For `Trainer.train(resume_from_checkpoint=...)`; None where there is no checkpoint.
     """
-    found = Checkpoints(context.stage_dir, context.fingerprint, context.checkpoints).latest()
+    found = Checkpoints.of(context).latest()
     if found is None:
         return None
     current = context.scratch_dir / f"checkpoint-{found.step}"

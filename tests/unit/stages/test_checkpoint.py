@@ -135,3 +135,14 @@ def test_all_are_removed_at_the_end(tmp_path: Path) -> None:
     checkpoints(tmp_path).remove_all()
     assert list(tmp_path.iterdir()) == []
     checkpoints(tmp_path).remove_all()
+
+
+def test_the_time_of_writes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 12.5, 20.0])  # made; written from 10 to 12.5; ended at 20 what began at 13
+    monkeypatch.setattr("stages.checkpoint.time.monotonic", lambda: next(clock))
+    timings: dict[str, float] = {}
+    checkpoints = Checkpoints(tmp_path, "f", CheckpointSchedule(), timings=timings)
+    checkpoints.write(1, lambda folder: None, Ranks())
+    assert timings == {"checkpoints": 2.5}
+    checkpoints.write(2, lambda folder: None, Ranks(), started=13.0)
+    assert timings == {"checkpoints": 9.5}
