@@ -75,17 +75,15 @@ class RunFolder:
         Raises:
             ConfigError: Another process has it.
         """
-        file = (self.path / _LOCK).open("a", encoding="utf-8")
         deadline = time.monotonic() + _LOOK_SECONDS
-        while not _try_lock(file, fcntl.LOCK_EX):
+        while (lock := _lock(self.path / _LOCK)) is None:
             if time.monotonic() > deadline:
-                file.close()
                 raise ConfigError(
                     f"run {self.name}: process {self.record.get('pid')} is still at it; wait for its end, or end it "
                     f"(Ctrl-C, or `kill {self.record.get('pid')}`) before it is resumed"
                 )
             time.sleep(_LOOK_SECONDS / 10)
-        self._lock = file
+        self._lock = lock
 
     def is_held(self) -> bool:
         """Whether a process has the run, and lives."""
@@ -98,6 +96,7 @@ class RunFolder:
     def let_go(self) -> None:
         """Let others have the run."""
         if self._lock is not None:
+            (self.path / _LOCK).unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 
@@ -121,6 +120,15 @@ class RunFolder:
             elif entry["status"] == "running":
                 entry["status"] = "failed"
         self.update(status=status, finished=now())
+
+
+def _lock(path: Path) -> TextIO | None:
+    """The locked file, or None where another process has it, or has just removed it."""
+    file = path.open("a", encoding="utf-8")
+    if _try_lock(file, fcntl.LOCK_EX) and path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+        return file
+    file.close()
+    return None
 
 
 def _try_lock(file: TextIO, kind: int) -> bool:

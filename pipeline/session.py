@@ -48,15 +48,19 @@ class RunPlan:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`."""
+    def from_json(cls, data: Mapping[str, Any], store_dir: Path) -> Self:
+        """The inverse of `to_json`; the store may have been moved since."""
         return cls(
             **{name: frozenset(data[name]) for name in ("forced", "stored", "skipped")},
             recorded={
-                stage: Recorded(artifact_from_json(value["artifact"]), value["fingerprint"])
+                stage: Recorded(_in_store(value["artifact"], store_dir), value["fingerprint"])
                 for stage, value in data["recorded"].items()
             },
         )
+
+
+def _in_store(data: Mapping[str, Any], store_dir: Path) -> Artifact:
+    return artifact_from_json({**data, "path": str(store_dir / data["digest"])})
 
 
 @dataclass(frozen=True)

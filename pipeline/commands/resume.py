@@ -18,9 +18,16 @@ _FINISHED = ("executed", "cached")
 
 
 def resume(options: argparse.Namespace) -> int:
-    """Take what the run has finished as recorded, and execute the rest; PPO goes on from its newest checkpoint."""
+    """Take what the run has finished as recorded, and execute the rest; training goes on from its newest checkpoint."""
     run = open_run(Path(options.output_dir).expanduser().resolve(), options.run)
     run.hold()
+    try:
+        return _go_on(run)
+    finally:
+        run.let_go()
+
+
+def _go_on(run: RunFolder) -> int:
     run.record = open_run(run.output_dir, run.name).record  # its process may have ended it in the meantime
     if run.record["status"] == "completed":
         print(f"run {run.name} is completed; there is nothing to go on with")
@@ -45,7 +52,7 @@ def plan_resume(run: RunFolder) -> RunPlan:
             f"start a new run with `rlhf run {run.record.get('config_path') or 'CONFIG'}`: finished stages are in the "
             f"store"
         )
-    plan = RunPlan.from_json(run.record["plan"])
+    plan = RunPlan.from_json(run.record["plan"], run.store_dir)
     recorded = dict(plan.recorded)
     for entry in run.record["stages"]:
         artifact = run.artifact(entry["name"])

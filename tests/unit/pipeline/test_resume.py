@@ -68,7 +68,8 @@ def test_a_run_without_a_plan_is_of_an_earlier_version(tmp_path: Path) -> None:
 
 
 def _hold(path: Path, ready: "multiprocessing.synchronize.Event", end: "multiprocessing.synchronize.Event") -> None:
-    open_run(path.parent, path.name).hold()
+    run = open_run(path.parent, path.name)
+    run.hold()
     ready.set()
     end.wait(60)
 
