@@ -134,13 +134,13 @@ class Checkpoints:
         ranks.barrier()
         save(writing)
         ranks.barrier()
-        if ranks.is_main:
-            self._complete(writing, step)
+        size = self._complete(writing, step) if ranks.is_main else 0
         ranks.barrier()
         self._last_time = time.monotonic()
         seconds = self._last_time - start
         self._timings["checkpoints"] = self._timings.get("checkpoints", 0.0) + seconds
-        logger.info("checkpoint of step %d written in %.2f s", step, seconds)
+        if ranks.is_main:
+            logger.info("checkpoint of step %d: %.2f MiB in %.3f s", step, size / 2**20, seconds)
         if self._asked_by:
             logger.info("ended on request after step %d, which is kept in a checkpoint", step)
             raise Interrupted(self._asked_by)
@@ -155,8 +155,9 @@ class Checkpoints:
         waited = time.monotonic() - self._last_time
         return by_steps or (schedule.every_minutes is not None and waited >= schedule.every_minutes * _SECONDS_A_MINUTE)
 
-    def _complete(self, writing: Path, step: int) -> None:
-        """Describe, flush to disk, rename, and drop the oldest ones."""
+    def _complete(self, writing: Path, step: int) -> int:
+        """Describe, flush to disk, rename, and drop the oldest ones; returns its size in bytes."""
+        size = sum(path.stat().st_size for path in payload_files(writing))
         description = {
             "format": FORMAT,
             "step": step,
@@ -172,6 +173,7 @@ class Checkpoints:
         _flush(self._folder)
         for path in sorted(self._folder.glob(f"{_PREFIX}*"))[: -self._schedule.keep]:
             shutil.rmtree(path, ignore_errors=True)
+        return size
 
     def _problem(self, path: Path) -> tuple[str | None, int]:
         """What speaks against reading a checkpoint, and its step."""
