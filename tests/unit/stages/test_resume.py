@@ -108,3 +108,19 @@ def test_a_stage_goes_on_from_its_checkpoint_and_not_from_the_start(
         patched.setattr(MetricsWriter, "write", counting)
         run_quietly(spec)
     assert set(written) == {last}
+
+
+def test_checklist_50_the_best_adapter_of_an_earlier_validation_is_kept(
+    sft_run: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learning rate so high that the last validation is worse: the artifact is the adapter of an earlier step."""
+    config = {**sft_run.spec.config, "learning_rate": 0.5, "eval_every_steps": 2, "lr_schedule": "constant"}
+    parts = {"config": config, "checkpoints": CheckpointSchedule(every_steps=1)}
+    whole = replace(sft_run.spec, stage_dir=tmp_path / "whole", store_dir=tmp_path / "store-1", **parts)
+    manifest = run_quietly(whole)
+    expected = rows(whole)
+    last = max(row["step"] for row in expected)
+    assert manifest["metrics"]["eval/best_step"] <= last - 2, "an earlier adapter has to be the best here"
+    spec = replace(whole, stage_dir=tmp_path / "cut", store_dir=tmp_path / "store-2")
+    killed_after(spec, next(n for n, row in enumerate(expected, 1) if row["step"] == last), monkeypatch)
+    assert run_quietly(spec)["artifact"]["digest"] == manifest["artifact"]["digest"]
