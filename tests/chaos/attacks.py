@@ -143,7 +143,7 @@ def prefect_killed(stage: str, row: int, home: Path) -> Attack:
         if not execution.wait_until(lambda: _has_row(target, stage, row)):
             return None
         for process in psutil.process_iter():
-            if _environment(process).get("PREFECT_HOME") == str(home) and "prefect" in " ".join(process.cmdline()):
+            if _environment(process).get("PREFECT_HOME") == str(home) and _serves_prefect(process):
                 process.kill()
         hit = _hit(target, "SIGKILL of the Prefect server")
         status = execution.finish()
@@ -190,6 +190,11 @@ def _unexpected(status: int, expected: int) -> str | None:
 def _running(module: str, execution: Execution) -> list[psutil.Process]:
     below = psutil.Process(execution.process.pid).children(recursive=True)
     return [process for process in below if any(module in part for part in process.cmdline())]
+
+
+def _serves_prefect(process: psutil.Process) -> bool:
+    command = " ".join(process.cmdline())
+    return any(part in command for part in ("pipeline.server_watch", "prefect server start", "prefect.server"))
 
 
 def _environment(process: psutil.Process) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ import psutil
 from tests.processes import has_ended
 
 _TEMPORARY = (".payload-*", ".scratch-*", ".writing-*", ".spec.json", ".run.json.*", ".manifest.json.*", "*.lock")
-_ENDING_SECONDS = 15.0
+_ENDING_SECONDS = 30.0
 
 
 def leftovers(outputs: Path) -> list[str]:
