@@ -2,7 +2,6 @@
 
 import datetime
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from data.errors import ConfigError
+from pipeline.locks import is_locked, release, try_lock
 from stages.artifacts import write_json
 from stages.contract import Artifact, StageName, artifact_from_json
 
@@ -76,7 +76,7 @@ class RunFolder:
             ConfigError: Another process has it.
         """
         deadline = time.monotonic() + _LOOK_SECONDS
-        while (lock := _lock(self.path / _LOCK)) is None:
+        while (lock := try_lock(self.path / _LOCK)) is None:
             if time.monotonic() > deadline:
                 raise ConfigError(
                     f"run {self.name}: process {self.record.get('pid')} is still at it; wait for its end, or end it "
@@ -87,17 +87,12 @@ class RunFolder:
 
     def is_held(self) -> bool:
         """Whether a process has the run, and lives."""
-        try:
-            with (self.path / _LOCK).open("r", encoding="utf-8") as file:
-                return not _try_lock(file, fcntl.LOCK_SH)
-        except FileNotFoundError:
-            return False
+        return is_locked(self.path / _LOCK)
 
     def let_go(self) -> None:
         """Let others have the run."""
         if self._lock is not None:
-            (self.path / _LOCK).unlink(missing_ok=True)
-            self._lock.close()
+            release(self._lock, self.path / _LOCK)
             self._lock = None
 
     def update(self, **values: Any) -> None:
@@ -120,23 +115,6 @@ class RunFolder:
             elif entry["status"] == "running":
                 entry["status"] = "failed"
         self.update(status=status, finished=now())
-
-
-def _lock(path: Path) -> TextIO | None:
-    """The locked file, or None where another process has it, or has just removed it."""
-    file = path.open("a", encoding="utf-8")
-    if _try_lock(file, fcntl.LOCK_EX) and path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-        return file
-    file.close()
-    return None
-
-
-def _try_lock(file: TextIO, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def artifact_record(artifact: Artifact, output_dir: Path) -> dict[str, Any]:

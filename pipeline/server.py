@@ -116,6 +116,12 @@ def retire_if_unused(folder: Path) -> bool:
         return True
 
 
+def server_answers(folder: Path) -> bool:
+    """Whether the server of this folder answers."""
+    state = _read_state(folder)
+    return state is not None and _answers(state["api_url"])
+
+
 def prefect_home() -> Path:
     """Prefect's folder: its database, and our files on the shared server."""
     return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
@@ -184,6 +190,7 @@ def _stop_server(folder: Path) -> None:
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(alive, timeout=_STOP_SECONDS)
 
 
 def _answers(api_url: str) -> bool:

@@ -3,7 +3,8 @@
     python -m pipeline.server_watch FOLDER
 
 A run that ends by itself stops the server it was the last to use. One that is killed cannot; its client file names a
-process that is gone, which is seen here.
+process that is gone, which is seen here. A server that ends while it is used (out of memory, killed) is started again,
+at the same address and on the same database: runs that wait for its answer then get it.
 """
 
 import signal
@@ -13,30 +14,40 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from pipeline.server import retire_if_unused
+from pipeline.server import retire_if_unused, server_answers
 from stages.process_tree import end_tree
 
 SERVER = [sys.executable, "-m", "prefect", "server", "start"]
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 10.0
+_MAX_RESTARTS = 3
 
 
 def watch(folder: Path, command: list[str], poll_seconds: float = _POLL_SECONDS) -> int:
-    """Run the server until it ends or has no clients, and return its exit status.
+    """Run the server until it has no clients, or cannot be started, and return its exit status.
 
     Args:
         folder: Where the clients' files lie.
         command: Starts the server.
         poll_seconds: Time between two looks.
     """
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    process, has_answered, restarts = _start(command), False, 0
     try:
-        while process.poll() is None and not retire_if_unused(folder):
+        while not retire_if_unused(folder):
+            if process.poll() is not None:
+                if not has_answered or restarts == _MAX_RESTARTS:
+                    return process.returncode
+                process, has_answered, restarts = _start(command), False, restarts + 1
+            has_answered = has_answered or server_answers(folder)
             time.sleep(poll_seconds)
-        return process.returncode or 0
+        return 0
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
         end_tree(process, _GRACE_SECONDS)
+
+
+def _start(command: list[str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -31,6 +31,9 @@ from stages.models.own_base import names_own_base
 from stages.models.sources import adapter_folder
 from stages.run import package_version
 
+LOCKS = "locks"
+"""Folder in the store: one file for each stage that is being computed, by fingerprint."""
+
 _REWARD_STAGES = ("reward_model", "ppo", "evaluation")
 """The stages that load the reward model, and with it its base."""
 

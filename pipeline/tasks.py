@@ -1,18 +1,22 @@
 """One stage of a run: taken from another run or the store, or executed. Knows nothing of Prefect."""
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from data.errors import ConfigError
 from pipeline.console import duration, metrics_text
 from pipeline.launch import Log, Progress, execute
+from pipeline.locks import locked
 from pipeline.runs import artifact_record
 from pipeline.session import Recorded, Session
-from pipeline.store import adopt, lookup, model_section, stage_fingerprint, stage_section, verify_recorded
+from pipeline.store import LOCKS, adopt, lookup, model_section, stage_fingerprint, stage_section, verify_recorded
 from stages.artifacts import read_record
 from stages.contract import Artifact, CheckpointSchedule, StageName, artifact_from_json
+from stages.leftovers import remove_leftovers
 from stages.run import StageSpec
 
 
@@ -60,20 +64,47 @@ def run_stage_task(
         with timings.measure("hashing"):
             fingerprint = stage_fingerprint(session.config, stage, inputs, session.config_dir)
         run.update_stage(stage, status="running", fingerprint=fingerprint)
-        with timings.measure("hashing"):
-            hit = None if stage in plan.forced else lookup(run.store_dir, fingerprint)
-        if hit is not None:
-            return _take(session, stage, inputs, Recorded(hit[0], fingerprint), start)
-        if stage in plan.stored:
+        hit = _look_up(session, stage, fingerprint)
+        if hit is None and stage in plan.stored:
             raise missing_in_store(stage)
-        on_execute()
-        return _execute(session, stage, inputs, fingerprint, log, progress, start)
+        if hit is not None:
+            return _take(session, stage, inputs, Recorded(hit, fingerprint), start)
+        with _computing(session, stage, fingerprint):
+            hit = _look_up(session, stage, fingerprint)  # whoever was waited for may have made it
+            if hit is not None:
+                return _take(session, stage, inputs, Recorded(hit, fingerprint), start)
+            remove_leftovers(run.stage_dir(stage), run.store_dir, fingerprint)
+            on_execute()
+            return _execute(session, stage, inputs, fingerprint, log, progress, start)
     except BaseException as error:  # Ctrl-C too: whatever ends a stage, `run.json` says so
         seconds = round(time.monotonic() - start, 3)
         run.update_stage(stage, status="failed", seconds=seconds, error=str(error) or type(error).__name__)
         raise
     finally:
         session.console.end_progress()
+
+
+def _look_up(session: Session, stage: StageName, fingerprint: str) -> Artifact | None:
+    """What the store has for a stage that may be taken from there."""
+    if stage in session.plan.forced:
+        return None
+    with session.timings.measure("hashing"):
+        hit = lookup(session.run.store_dir, fingerprint)
+    return None if hit is None else hit[0]
+
+
+@contextmanager
+def _computing(session: Session, stage: StageName, fingerprint: str) -> Iterator[None]:
+    """Be the only one on this store who computes this stage."""
+    run = session.run
+    folder = run.store_dir / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def tell(holder: str) -> None:
+        session.console.line(f"{stage}: {holder} computes the same; waiting for its result")
+
+    with locked(folder / f"{fingerprint}.lock", f"run {run.name} (process {os.getpid()})", tell):
+        yield
 
 
 def missing_in_store(stage: StageName) -> ConfigError:

@@ -38,6 +38,7 @@ from stages.contract import (
     artifact_from_json,
 )
 from stages.interruption import Interrupted, Interruption, raising
+from stages.leftovers import SCRATCH, payload_prefix
 from stages.metrics import MetricsWriter, NullMetricsWriter, cut_metrics
 from stages.process import die_with_parent
 
@@ -139,8 +140,8 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
     elif is_main and found is not None:
         seconds_before = cut_metrics(metrics_path, found.step)
     # On the store's file system, so that the final rename is atomic.
-    payload_dir = Path(tempfile.mkdtemp(prefix=".payload-", dir=spec.store_dir))
-    scratch_dir = Path(tempfile.mkdtemp(prefix=".scratch-", dir=spec.stage_dir))
+    payload_dir = Path(tempfile.mkdtemp(prefix=payload_prefix(spec.fingerprint), dir=spec.store_dir))
+    scratch_dir = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=spec.stage_dir))
     laps.append(time.monotonic())
     try:
         writer = MetricsWriter(metrics_path, seconds_before=seconds_before) if is_main else NullMetricsWriter()

@@ -71,6 +71,8 @@ def _recorded_config(run: RunFolder) -> PipelineConfig:
 
 def _reopen(run: RunFolder, plan: RunPlan) -> None:
     """Have `run.json` say that the run goes on: what is not finished is pending again."""
+    for half_written in run.path.glob(".run.json.*"):
+        half_written.unlink(missing_ok=True)
     for entry in run.record["stages"]:
         if entry["name"] not in plan.recorded:
             entry["status"] = "pending"

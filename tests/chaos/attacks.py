@@ -136,7 +136,7 @@ def wandb_killed(stage: str, row: int) -> Attack:
 
 
 def prefect_killed(stage: str, row: int, home: Path) -> Attack:
-    """SIGKILL of the Prefect server that the run has started (in `PREFECT_HOME=home`)."""
+    """SIGKILL of the Prefect server that the run has started (in `PREFECT_HOME=home`): it is started again."""
 
     def attack(target: Target, start: Callable[..., Execution]) -> Hit | None:
         execution = start(environment=own_server(home))
@@ -146,11 +146,8 @@ def prefect_killed(stage: str, row: int, home: Path) -> Attack:
             if _environment(process).get("PREFECT_HOME") == str(home) and _serves_prefect(process):
                 process.kill()
         hit = _hit(target, "SIGKILL of the Prefect server")
-        status = execution.finish()
-        problem = None if status in (0, 1) else f"exit code {status}"
-        if status == 1 and "`rlhf resume" not in execution.tail():
-            problem = "`rlhf resume` was not named"
-        return Hit(f"{hit.kind} (exit code {status})", hit.stage, hit.step, hit.checkpoint, problem)
+        problem = _unexpected(execution.finish(), 0)
+        return Hit(hit.kind, hit.stage, hit.step, hit.checkpoint, problem)
 
     return attack
 
@@ -194,7 +191,7 @@ def _running(module: str, execution: Execution) -> list[psutil.Process]:
 
 def _serves_prefect(process: psutil.Process) -> bool:
     command = " ".join(process.cmdline())
-    return any(part in command for part in ("pipeline.server_watch", "prefect server start", "prefect.server"))
+    return "prefect server start" in command or "prefect.server" in command
 
 
 def _environment(process: psutil.Process) -> Mapping[str, str]:

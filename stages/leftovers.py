@@ -1,0 +1,34 @@
+"""What a process that was killed left in the folders of its execution, removed by the next execution of the same.
+
+To be called by who holds the execution's lock: then nobody else writes there.
+"""
+
+import shutil
+from pathlib import Path
+
+PAYLOAD, SCRATCH = ".payload-", ".scratch-"
+_NAMED = 16
+"""Characters of the fingerprint in a payload's temporary name."""
+
+
+def payload_prefix(fingerprint: str) -> str:
+    """Start of the temporary name, in the store, of the payload of an execution."""
+    return f"{PAYLOAD}{fingerprint[:_NAMED]}-"
+
+
+def remove_leftovers(stage_dir: Path, store_dir: Path, fingerprint: str) -> None:
+    """Remove temporary folders and files of killed executions.
+
+    Args:
+        stage_dir: Folder of the execution in its run.
+        store_dir: The store.
+        fingerprint: Of the execution.
+    """
+    folders = [*store_dir.glob(f"{payload_prefix(fingerprint)}*"), *stage_dir.glob(f"{SCRATCH}*")]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for pattern in (".spec.json*", ".manifest.json.*"):
+        for file in stage_dir.glob(pattern):
+            file.unlink(missing_ok=True)
+    for file in (store_dir / "records" / fingerprint).glob(".manifest.json.*"):
+        file.unlink(missing_ok=True)
