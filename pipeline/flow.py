@@ -24,6 +24,7 @@ from prefect.states import Completed, Crashed, State
 from data.errors import StageError, UserError
 from pipeline.graph import stage_inputs
 from pipeline.progress import ProgressMirror
+from pipeline.server import answers
 from pipeline.session import Session
 from pipeline.tasks import StageOutcome, run_stage_task
 from stages.contract import StageName, artifact_from_json
@@ -181,6 +182,9 @@ def drain(api_url: str, flow_run_id: str, stages: int) -> None:
         flow_run_id: The flow run.
         stages: Task runs that must have reached their last state.
     """
+    if not answers(api_url):
+        logger.warning("Prefect: no server answers at %s any more; its record of this run is incomplete", api_url)
+        return
     try:
         EventsWorker.drain_all()
         APILogWorker.drain_all(timeout=_LOG_DRAIN_SECONDS)

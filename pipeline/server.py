@@ -62,7 +62,7 @@ class ServerLease:
             ConfigError: The user's server does not answer.
         """
         deadline = time.monotonic() + timeout_seconds
-        while not _answers(self.api_url) and not (cancelled is not None and cancelled.is_set()):
+        while not answers(self.api_url) and not (cancelled is not None and cancelled.is_set()):
             if self._folder is None:
                 raise ConfigError(
                     f"PREFECT_API_URL={self.api_url}: no Prefect server answers there; start it, or unset the "
@@ -116,10 +116,10 @@ def retire_if_unused(folder: Path) -> bool:
         return True
 
 
-def server_answers(folder: Path) -> bool:
+def serveranswers(folder: Path) -> bool:
     """Whether the server of this folder answers."""
     state = _read_state(folder)
-    return state is not None and _answers(state["api_url"])
+    return state is not None and answers(state["api_url"])
 
 
 def prefect_home() -> Path:
@@ -138,7 +138,7 @@ def lease_server() -> ServerLease:
         clients = _live_clients(folder)
         if state is None or not _is_alive(state):
             state = _start_server(folder)
-        elif not clients and not _answers(state["api_url"]):
+        elif not clients and not answers(state["api_url"]):
             # Left by a killed run, and nobody waits for it: do not inherit a server that hangs.
             _stop_server(folder)
             state = _start_server(folder)
@@ -193,7 +193,7 @@ def _stop_server(folder: Path) -> None:
         psutil.wait_procs(alive, timeout=_STOP_SECONDS)
 
 
-def _answers(api_url: str) -> bool:
+def answers(api_url: str) -> bool:
     """Whether something speaks HTTP at the address. A refusal (a login is needed) is an answer."""
     try:
         # No proxy: it could not reach the loopback of this machine.
