@@ -116,7 +116,7 @@ def retire_if_unused(folder: Path) -> bool:
         return True
 
 
-def serveranswers(folder: Path) -> bool:
+def server_answers(folder: Path) -> bool:
     """Whether the server of this folder answers."""
     state = _read_state(folder)
     return state is not None and answers(state["api_url"])
