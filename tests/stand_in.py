@@ -48,6 +48,9 @@ def _go_wrong(what: str) -> None:
             raise ConnectionError("the hub does not answer")
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "wait":  # until the file `go` lies in the working folder
+            while not os.path.exists("go"):
+                time.sleep(0.05)
         case "hang":  # with a child that ignores SIGTERM and has a session of its own, as torchrun's ranks have
             code = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
             child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
