@@ -21,5 +21,9 @@ class ArtifactError(UserError):
     """An artifact is missing, incomplete or not what its manifest says."""
 
 
+class StorageError(UserError):
+    """A folder is full, or may not be written."""
+
+
 class StageError(Exception):
     """A stage failed while it ran. The command line ends with exit code 1."""

@@ -16,6 +16,10 @@ from pipeline.tasks import missing_in_store
 from stages.contract import Artifact, StageName
 from stages.models.own_base import names_own_base
 from stages.models.sources import adapter_folder, check_base
+from stages.storage import check_room
+
+LEAST_ROOM_BYTES = 64 << 20
+"""Twice the artifacts of the quickstart (29 MiB, docs/benchmarks.md): a run of any base needs no less."""
 
 _ROWS_CHECKED = 20
 _PARSERS = {
@@ -26,12 +30,18 @@ _PARSERS = {
 
 
 def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
-    """Check that each base exists and that the first rows of each source can be read. Imports nothing heavy.
+    """Check the room for results, that each base exists and that each source's first rows can be read.
+
+    Imports nothing heavy.
 
     Raises:
         UserError: With all problems found, one a line.
     """
     problems = []
+    try:
+        check_room(config.output_path(), LEAST_ROOM_BYTES)
+    except UserError as error:
+        problems.append(str(error))
     try:
         check_base(config.model, config_dir)
     except UserError as error:

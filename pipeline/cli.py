@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a stage failed, 2 the user's input is at fault, 130 and 14
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 STAGES = ("data", "sft", "preferences", "reward_model", "ppo", "evaluation")
 DEFAULT_OUTPUT_DIR = "outputs"
@@ -92,6 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `rlhf runs | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        from stages.storage import storage_error
+
+        problem = storage_error(error, Path(getattr(options, "output_dir", None) or DEFAULT_OUTPUT_DIR))
+        if problem is None:
+            raise
+        print(problem, file=sys.stderr)
+        return 2
 
 
 def _dispatch(options: argparse.Namespace) -> int:

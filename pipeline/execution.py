@@ -5,20 +5,21 @@ import os
 import shlex
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.errors import StageError, UserError
 from pipeline.config import PipelineConfig
 from pipeline.console import Console, stage_table
 from pipeline.launch import set_environment, stage_environment
-from pipeline.runs import RunFolder
+from pipeline.runs import RunFolder, RunStatus
 from pipeline.server import ServerLease, lease_server
 from pipeline.session import RunPlan, Session
 from pipeline.timings import Timings
 from pipeline.tracking import Tracker, start_tracker
 from stages.checkpoint import newest_step
 from stages.interruption import Interrupted, announcing
+from stages.storage import storage_error
 
 logger = logging.getLogger(__name__)
 
@@ -47,26 +48,35 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
             run.finish("completed")
             code = EXIT_DONE
         except KeyboardInterrupt as error:
-            run.finish("cancelled")
+            _finish(console, run, "cancelled")
             console.line(f"run {run.name} was cancelled; {_going_on(run)}")
             code = error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
-        except UserError as error:
-            run.finish("failed")
-            console.line(str(error))
-            code = EXIT_USER
         except Exception as error:  # of whatever kind a library raises: the run has failed, and says so
-            run.finish("failed")
-            _tell_failure(console, run, error)
-            code = EXIT_FAILED
+            problem = error if isinstance(error, UserError) else storage_error(error, run.output_dir)
+            _finish(console, run, "failed")
+            if problem is not None:
+                console.line(str(problem))
+                code = EXIT_USER
+            else:
+                _tell_failure(console, run, error)
+                code = EXIT_FAILED
         finally:
             console.end_progress()
             with timings.measure("report"):
                 _write_report(console, run)  # of a failed run too: it says which stage failed, and how
             _close(console, run, tracker, lease, timings)
-            run.update(timings=timings.to_json())
+            with suppress(OSError):  # a full disk; it was told
+                run.update(timings=timings.to_json())
             run.let_go()
     _summarise(console, run)
     return code
+
+
+def _finish(console: Console, run: RunFolder, status: RunStatus) -> None:
+    try:
+        run.finish(status)
+    except OSError as error:
+        console.line(f"{run.path / 'run.json'}: cannot be written ({error.strerror}), so it still says `running`")
 
 
 def _run_on(lease: ServerLease, session: Session) -> None:

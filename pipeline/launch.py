@@ -84,8 +84,9 @@ def execute(spec: StageSpec, launch: LaunchConfig, log: Log, progress: Progress)
     with (spec.stage_dir / "log.txt").open("a", encoding="utf-8") as file:
 
         def write(line: str) -> None:
-            file.write(line + "\n")
-            file.flush()
+            with contextlib.suppress(OSError):  # a full disk: whoever reads the stage's output has to go on reading
+                file.write(line + "\n")
+                file.flush()
             log(line)
 
         if launch.mode == "inline":

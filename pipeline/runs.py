@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -174,10 +175,15 @@ def create_run(
             for stage in stages
         ],
     }
-    (path / "config.yaml").write_text(config_text, encoding="utf-8")
     run = RunFolder(path, record)
-    run.hold()
-    run.update()
+    try:
+        (path / "config.yaml").write_text(config_text, encoding="utf-8")
+        run.hold()
+        run.update()
+    except OSError:
+        run.let_go()
+        shutil.rmtree(path, ignore_errors=True)
+        raise
     return run
 
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,7 +78,8 @@ def run_stage_task(
             return _execute(session, stage, inputs, fingerprint, log, progress, start)
     except BaseException as error:  # Ctrl-C too: whatever ends a stage, `run.json` says so
         seconds = round(time.monotonic() - start, 3)
-        run.update_stage(stage, status="failed", seconds=seconds, error=str(error) or type(error).__name__)
+        with suppress(OSError):  # a full disk is what `error` says already
+            run.update_stage(stage, status="failed", seconds=seconds, error=str(error) or type(error).__name__)
         raise
     finally:
         session.console.end_progress()

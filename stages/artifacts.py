@@ -54,14 +54,17 @@ def write_json(path: Path, value: Any) -> None:
     """Write canonical JSON (sorted keys, indented) and replace the file atomically."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:  # a full disk, Ctrl-C: what was there before stays, and nothing beside it
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def publish_payload(payload_dir: Path, store_dir: Path) -> tuple[str, dict[str, str]]:
@@ -169,6 +172,7 @@ def publish_record(store_dir: Path, fingerprint: str, manifest: dict[str, Any], 
 
 def link_artifact(stage_dir: Path, store_dir: Path, digest: str) -> None:
     """Put the relative link `artifact` to the stored payload into a stage's folder of a run."""
-    link = stage_dir / "artifact"
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(store_dir / digest, stage_dir), target_is_directory=True)
+    new = stage_dir / ".artifact.new"
+    new.unlink(missing_ok=True)
+    new.symlink_to(os.path.relpath(store_dir / digest, stage_dir), target_is_directory=True)
+    os.replace(new, stage_dir / "artifact")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from stages.artifacts import file_digests, payload_files, write_json
 from stages.contract import CheckpointSchedule, StageContext
 from stages.interruption import Interrupted, Interruption
+from stages.storage import storage_error
 
 if TYPE_CHECKING:  # it imports torch
     from stages.ranks import Ranks
@@ -104,6 +105,7 @@ class Checkpoints:
 
         Raises:
             Interrupted: Somebody asked the stage to end; the checkpoint is written.
+            StorageError: There is no room for it; those before it stay.
         """
         if self.is_due(step, ranks):
             self.write(step, save, ranks)
@@ -132,10 +134,17 @@ class Checkpoints:
             self._remove_unfinished()
             writing.mkdir(parents=True)
         ranks.barrier()
-        save(writing)
-        ranks.barrier()
-        size = self._complete(writing, step) if ranks.is_main else 0
-        ranks.barrier()
+        try:
+            save(writing)
+            ranks.barrier()
+            size = self._complete(writing, step) if ranks.is_main else 0
+            ranks.barrier()
+        except Exception as error:
+            problem = storage_error(error, self._folder)
+            shutil.rmtree(writing, ignore_errors=True)
+            if problem is not None:
+                raise problem from error
+            raise
         self._last_time = time.monotonic()
         seconds = self._last_time - start
         self._timings["checkpoints"] = self._timings.get("checkpoints", 0.0) + seconds

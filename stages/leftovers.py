@@ -27,7 +27,7 @@ def remove_leftovers(stage_dir: Path, store_dir: Path, fingerprint: str) -> None
     folders = [*store_dir.glob(f"{payload_prefix(fingerprint)}*"), *stage_dir.glob(f"{SCRATCH}*")]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    for pattern in (".spec.json*", ".manifest.json.*"):
+    for pattern in (".spec.json*", ".manifest.json.*", ".artifact.new"):
         for file in stage_dir.glob(pattern):
             file.unlink(missing_ok=True)
     for file in (store_dir / "records" / fingerprint).glob(".manifest.json.*"):

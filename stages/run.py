@@ -41,6 +41,7 @@ from stages.interruption import Interrupted, Interruption, raising
 from stages.leftovers import SCRATCH, payload_prefix
 from stages.metrics import MetricsWriter, NullMetricsWriter, cut_metrics
 from stages.process import die_with_parent
+from stages.storage import storage_error
 
 logger = logging.getLogger("stages")
 
@@ -166,13 +167,17 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
             return {}
         digest, files = publish_payload(payload_dir, spec.store_dir)
         laps.append(time.monotonic())
+        manifest = _manifest(spec, output, digest, files, laps, context.timings)
+        publish_record(spec.store_dir, spec.fingerprint, manifest, metrics_path)
+        link_artifact(spec.stage_dir, spec.store_dir, digest)
+        write_json(spec.stage_dir / "manifest.json", manifest)
+    except Exception as error:
+        if (problem := storage_error(error, spec.store_dir)) is not None:
+            raise problem from error
+        raise
     finally:
         shutil.rmtree(payload_dir, ignore_errors=True)
         shutil.rmtree(scratch_dir, ignore_errors=True)
-    manifest = _manifest(spec, output, digest, files, laps, context.timings)
-    publish_record(spec.store_dir, spec.fingerprint, manifest, metrics_path)
-    link_artifact(spec.stage_dir, spec.store_dir, digest)
-    write_json(spec.stage_dir / "manifest.json", manifest)
     checkpoints.remove_all()
     interruption.raise_if_asked()  # in the last step: the artifact is there, and the run ends now
     return manifest

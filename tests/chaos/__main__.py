@@ -43,7 +43,7 @@ def main() -> int:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rlhf-chaos-") as name:
         folder = Path(name)
-        os.environ["PREFECT_HOME"] = str(folder / "prefect-home")
+        os.environ["PREFECT_HOME"] = str(folder / "home-shared")
         lease = lease_server()
         try:
             lease.wait_until_healthy()
@@ -77,7 +77,7 @@ def _parts(options: argparse.Namespace, base: Path, folder: Path) -> Sequence[tu
 
     parts = []
     plain = Target(folder / "whole", "whole", base, INLINE)
-    fixed = [*aimed_trials(), *ended_trials(), *helper_trials(folder / "prefect-own-home")]
+    fixed = [*aimed_trials(), *ended_trials(), *helper_trials(folder / "home-own")]
     num_fixed = sum(len(trial.attacks) for trial in aimed_trials())
     num_random = -(-max(options.kills - num_fixed, 0) // _KILLS_A_TRIAL)
     if chosen(fixed) or not options.only or any("random" in part for part in options.only):

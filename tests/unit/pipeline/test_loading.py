@@ -30,7 +30,8 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["model.rank=8"], "--set model.rank=8: model.rank: unknown key. Did you mean model.tuning.rank?"),
         (
             ["launch.zzzzz=8"],
-            "--set launch.zzzzz=8: launch.zzzzz: unknown key. Allowed here: mode, num_processes, device, zero_stage",
+            "--set launch.zzzzz=8: launch.zzzzz: unknown key. Allowed here: mode, num_processes, device, checkpoints, "
+            "zero_stage",
         ),
         (
             ["ppo.clip_range=-1"],
