@@ -65,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--to", metavar="DIR", required=True, help="folder to write; empty, or not there yet")
     export.add_argument("--merge", action="store_true", help="merge the adapter into its base: one model, no PEFT")
     _add_stage(export)
+    gc = _add(commands, "gc", "list what no run uses: artifacts, records, what killed runs left")
+    gc.add_argument("--remove", action="store_true", help="remove it; no run may be at work")
+    _add_output_dir(gc)
     _add(commands, "ui", "serve Prefect's user interface on this machine until Ctrl-C")
     return parser
 
@@ -113,6 +116,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from pipeline.commands.rerun import rerun
 
             return rerun(options)
+        case "gc":
+            from pipeline.commands.gc import gc
+
+            return gc(options)
         case "resume":
             from pipeline.commands.resume import resume
 

@@ -17,6 +17,8 @@ from stages.contract import Artifact, StageName, artifact_from_json
 
 STORE = "store"
 _LOCK = ".lock"
+GC_LOCK = ".gc.lock"
+"""In the folder of runs: held while what no run uses is removed."""
 _LOOK_SECONDS = 0.5  # longer than anybody who only looks whether a run is held holds it
 RunStatus = Literal["running", "completed", "failed", "cancelled"]
 StageStatus = Literal["pending", "running", "executed", "cached", "failed", "skipped"]
@@ -85,6 +87,8 @@ class RunFolder:
                 )
             time.sleep(_LOOK_SECONDS / 10)
         self._lock = lock
+        while is_locked(self.output_dir / GC_LOCK):  # it takes moments, and has seen no run at work
+            time.sleep(_LOOK_SECONDS / 10)
 
     def is_held(self) -> bool:
         """Whether a process has the run, and lives."""

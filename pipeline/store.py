@@ -8,20 +8,22 @@ name, `output_dir`, `tracking`, nor how the process was started, as long as that
 import functools
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.errors import ArtifactError
 from pipeline.code_digest import stage_code_digest
 from pipeline.config import DISTRIBUTED_STAGES, PipelineConfig
 from stages.artifacts import (
     RECORDS,
     combine_digests,
     file_digests,
-    find_artifact,
     link_artifact,
     read_record,
+    stored_artifact,
     verify_artifact,
     write_json,
 )
@@ -30,6 +32,8 @@ from stages.models.config import ModelConfig
 from stages.models.own_base import names_own_base
 from stages.models.sources import adapter_folder
 from stages.run import package_version
+
+logger = logging.getLogger(__name__)
 
 LOCKS = "locks"
 """Folder in the store: one file for each stage that is being computed, by fingerprint."""
@@ -156,12 +160,14 @@ def _base_digest(model_json: str, config_dir: Path | None) -> str:
 
 
 def lookup(store_dir: Path, fingerprint: str) -> tuple[Artifact, dict[str, Any]] | None:
-    """The intact artifact of a fingerprint and its manifest, or None."""
-    artifact = find_artifact(store_dir, fingerprint)
-    manifest = read_record(store_dir, fingerprint)
-    if artifact is None or manifest is None:
+    """The intact artifact of a fingerprint and its manifest, or None. A damaged one is told, and is no hit."""
+    try:
+        artifact = stored_artifact(store_dir, fingerprint)
+    except ArtifactError as error:
+        logger.warning("%s; it is not used, and the stage is executed", error)
         return None
-    return artifact, manifest
+    manifest = read_record(store_dir, fingerprint)
+    return None if artifact is None or manifest is None else (artifact, manifest)
 
 
 def adopt(store_dir: Path, fingerprint: str, artifact: Artifact, stage_dir: Path) -> None:

@@ -10,6 +10,7 @@ whatever run, path, host or time made it.
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +21,8 @@ from stages.contract import Artifact, artifact_from_json
 
 RECORDS = "records"
 _CHUNK_BYTES = 1 << 20
+DIGEST = re.compile("[0-9a-f]{64}")
+"""What names the folder of an artifact."""
 
 
 def file_digest(path: Path) -> str:
@@ -117,6 +120,13 @@ def verify_artifact(artifact: Artifact, digests: dict[str, str] | None = None) -
             f"{artifact.path}: the {artifact.TYPE} artifact {artifact.digest[:12]} is missing; "
             f"run the stage that makes it again"
         )
+    entries = artifact.path.rglob("*")
+    links = sorted(path.relative_to(artifact.path).as_posix() for path in entries if path.is_symlink())
+    if links:
+        raise ArtifactError(
+            f"{artifact.path}: {', '.join(links)}: links, which may lead out of the artifact; artifacts hold files "
+            f"alone: remove the folder and run the stage that makes it again"
+        )
     found = file_digests(artifact.path)
     if combine_digests(found) == artifact.digest:
         return
@@ -147,18 +157,38 @@ def read_record(store_dir: Path, fingerprint: str) -> dict[str, Any] | None:
     return manifest
 
 
-def find_artifact(store_dir: Path, fingerprint: str) -> Artifact | None:
-    """The intact artifact of a fingerprint, or None. A damaged or half-written one is never a hit."""
+def stored_artifact(store_dir: Path, fingerprint: str) -> Artifact | None:
+    """The artifact of a fingerprint, verified; None where the store has none.
+
+    Raises:
+        ArtifactError: There is one, and it is damaged or not whole.
+    """
+    path = store_dir / RECORDS / fingerprint / "manifest.json"
     manifest = read_record(store_dir, fingerprint)
-    if manifest is None:
+    if manifest is None and not path.exists():
         return None
     try:
+        assert manifest is not None
         recorded = manifest["artifact"]
+        if not DIGEST.fullmatch(recorded["digest"]):
+            raise ValueError(recorded["digest"])
         stored = artifact_from_json({**recorded, "path": str(store_dir / recorded["digest"])})
-        verify_artifact(stored, manifest["files"])
-    except (ArtifactError, KeyError, TypeError):
-        return None
+        files = dict(manifest["files"])
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{path}: the record of an artifact is cut off or was changed; a whole one is needed; remove its folder, "
+            f"and run the stage that makes it again"
+        ) from error
+    verify_artifact(stored, files)
     return stored
+
+
+def find_artifact(store_dir: Path, fingerprint: str) -> Artifact | None:
+    """As `stored_artifact`, and None for a damaged one, too: it is never a hit."""
+    try:
+        return stored_artifact(store_dir, fingerprint)
+    except ArtifactError:
+        return None
 
 
 def publish_record(store_dir: Path, fingerprint: str, manifest: dict[str, Any], metrics_path: Path) -> Path:

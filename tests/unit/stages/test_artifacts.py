@@ -19,6 +19,7 @@ from stages.artifacts import (
     publish_payload,
     publish_record,
     read_record,
+    stored_artifact,
     verify_artifact,
     write_json,
 )
@@ -182,3 +183,42 @@ def test_json_is_canonical_and_replaces_the_file_whole(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["b"] == 1
     assert [file.name for file in path.parent.iterdir()] == ["y.json"]
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_checklist_52_links_in_a_payload_are_refused(tmp_path: Path) -> None:
+    """A link's target may hold what the digest says now and something else when it is read."""
+    store, artifact, files = _published(tmp_path)
+    outside = tmp_path / "outside.txt"
+    file = _writable(artifact, "a.txt")
+    outside.write_bytes(file.read_bytes())
+    file.unlink()
+    file.symlink_to(outside)
+    with pytest.raises(ArtifactError, match=r"a\.txt: links, which may lead out of the artifact; artifacts hold files"):
+        verify_artifact(artifact, files)
+    assert find_artifact(store, "key") is None
+
+
+@pytest.mark.parametrize("digest", ["../../elsewhere", "..", "", "AB" * 32, "a" * 63, "a" * 64 + "/.."])
+def test_checklist_52_a_record_that_leads_out_of_the_store_is_refused(tmp_path: Path, digest: str) -> None:
+    store, _, _ = _published(tmp_path)
+    record = store / RECORDS / "key" / "manifest.json"
+    manifest = json.loads(record.read_text())
+    manifest["artifact"]["digest"] = digest
+    record.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="the record of an artifact is cut off or was changed; a whole one is"):
+        stored_artifact(store, "key")
+    assert find_artifact(store, "key") is None
+
+
+def test_checklist_52_every_flipped_byte_and_every_cut_is_seen(tmp_path: Path) -> None:
+    store, artifact, files = _published(tmp_path)
+    for name in files:
+        file = _writable(artifact, name)
+        content = file.read_bytes()
+        for at in range(len(content)):
+            for damaged in (content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :], content[:at]):
+                file.write_bytes(damaged)
+                with pytest.raises(ArtifactError, match=rf"changed: {name}\)"):
+                    stored_artifact(store, "key")
+        file.write_bytes(content)
+    assert stored_artifact(store, "key") == artifact
