@@ -162,6 +162,10 @@ class PPOConfig(StrictModel):
     max_bad_steps: int = Field(default=3, ge=0)
     """Batches and optimizer steps with a value that is not finite are skipped; more than this end the stage."""
 
+    max_kl_per_token: float | None = Field(default=5.0, gt=0)
+    """The stage ends where the mean KL of policy and reference is more than this in a step (nats a token). 5 means that
+    the reference gives a token a hundred and fiftieth of the policy's probability. `null` never ends it."""
+
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
 

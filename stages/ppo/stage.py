@@ -1,7 +1,8 @@
 """The PPO stage: puts the roles on one base, runs the trainer, saves the policy's adapter."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rewards.ensemble import EnsembleReward
 from stages.accelerator import make_learner, process_group
 from stages.checkpoint import Checkpoints
 from stages.contract import Artifact, StageContext, StageOutput
+from stages.kept import tell_kept
 from stages.learner import Learner
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
@@ -26,7 +28,7 @@ from stages.models.tuning import check_adapter, save_adapter, score_weight
 from stages.ppo.config import PPOConfig
 from stages.ppo.guard import BadStepCounter
 from stages.ppo.passes import PPOModels
-from stages.ppo.state import Progress, load_state, save_state
+from stages.ppo.state import Progress, StepStart, load_state, save_state
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.update import Demonstration, Update
 from stages.ranks import Ranks
@@ -52,7 +54,7 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
 
     Raises:
         DataError: No prompt is short enough.
-        StageError: Training went wrong; the message says how, and where the state before it is kept.
+        StageError: Training went wrong; the message says how, and where the state before that step is kept.
     """
     base = resolve_base(model, context.config_dir)
     check_adapter(inputs["policy"].path, model, config_dir=context.config_dir)
@@ -265,16 +267,13 @@ def _train(
         if trainer.ranks.is_main:
             progress.save(folder)
 
+    start = StepStart(trainer, learners)
     for step in range(trainer.num_steps, config.steps):
         rows = batch_rows(len(prompts), config.batch_size // config.responses_per_prompt, step, seed=context.seed)
         repeated = [prompts[row] for row in rows for _ in range(config.responses_per_prompt)]
-        try:
+        start.remember()
+        with _state_kept(trainer, start, save, checkpoints, context):
             found = trainer.step(repeated)
-        except StageError as error:
-            # Whatever was not finite or not agreed on was not applied: the weights are those of the last good update.
-            kept = context.stage_dir / "kept"
-            save_state(kept, trainer, learners, base_spec=model.base)
-            raise StageError(f"{error}. The state before it is kept in {kept}") from error
         progress.see(found)
         context.metrics.write(step + 1, found)
         context.report_progress(step + 1, config.steps, _progress_text(found))
@@ -283,6 +282,34 @@ def _train(
     if progress.num_updates == 0:
         raise StageError("ppo: every update was skipped as not finite; lower `ppo.learning_rate`")
     return progress.metrics
+
+
+@contextmanager
+def _state_kept(
+    trainer: PPOTrainer,
+    start: StepStart,
+    save: Callable[[Path], None],
+    checkpoints: Checkpoints,
+    context: StageContext,
+) -> Iterator[None]:
+    """Where a step fails, write the state before it as a checkpoint, and say so.
+
+    Raises:
+        StageError: The step's own, with where its state is.
+    """
+    try:
+        yield
+    except Exception as error:  # of whatever kind: what was trained is kept
+        # On several ranks only where all of them are here: those that wait for one another would wait for ever.
+        if trainer.ranks.size == 1 or (isinstance(error, StageError) and trainer.clock.part != "sync"):
+            start.restore()
+            if trainer.num_steps > 0:
+                checkpoints.write(trainer.num_steps, save, trainer.ranks)
+        text = tell_kept(context)
+        if isinstance(error, StageError):
+            raise StageError(f"{error}. {text}") from error
+        logger.error("%s", text)
+        raise
 
 
 def _progress_text(metrics: Mapping[str, float]) -> str:
