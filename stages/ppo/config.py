@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from data.strict import StrictModel
-from rewards.config import RewardEnsembleConfig
+from rewards.config import RewardConfig, RewardEnsembleConfig
 from stages.rollouts.config import RolloutConfig
 
 
@@ -144,6 +144,10 @@ class PPOConfig(StrictModel):
     normalize_scores: bool = False
     """Divide the scores by the running standard deviation of all scores seen."""
 
+    reward: RewardConfig | None = None
+    """Judges in place of the trained reward model, which then serves the evaluation alone: a function of your own
+    (`{type: function, function: "file.py:name"}`), a server (`{type: remote, address: ...}`) or a rule."""
+
     reward_ensemble: RewardEnsembleConfig | None = None
     """Further reward models that judge beside the run's own. Off by default."""
 
@@ -199,6 +203,22 @@ class PPOConfig(StrictModel):
                     f"{name} is set, but advantage_estimator={estimator} does not use it; remove {name}, or use "
                     f"advantage_estimator=gae"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _own_reward(self) -> Self:
+        if self.reward is None:
+            return self
+        if self.reward_ensemble is not None:
+            raise ValueError(
+                "reward and reward_ensemble are both set, but `reward` judges in place of all reward models: drop one "
+                "of the two"
+            )
+        if self.critic_init == "reward_model":
+            raise ValueError(
+                "critic_init=reward_model, but `reward` judges in place of the reward model and in other units; use "
+                "`critic_init: zero` or `auto`"
+            )
         return self
 
     @property

@@ -11,6 +11,7 @@ from data.errors import ConfigError, DataError, ModelError, StageError
 from data.schema import Prompt, read_split
 from rewards.contract import RewardFunction
 from rewards.ensemble import EnsembleReward
+from rewards.factory import build_reward
 from stages.accelerator import make_learner, process_group
 from stages.checkpoint import Checkpoints
 from stages.contract import Artifact, StageContext, StageOutput
@@ -135,7 +136,9 @@ def _load_roles(
             )
         )
 
-    reward = judge(reward_folder, REWARD_ROLE)
+    reward = (
+        judge(reward_folder, REWARD_ROLE) if config.reward is None else build_reward(config.reward, context.config_dir)
+    )
     if config.reward_ensemble is not None:
         members = [reward]
         for number, name in enumerate(config.reward_ensemble.members):
@@ -177,7 +180,7 @@ def _start_critic(config: PPOConfig, shared_base: SharedBase, reward_folder: Pat
             "ppo.critic_init=reward_model, but the reward model has another base, whose adapter and head fit nothing "
             "here; use `ppo.critic_init: zero` or `auto`"
         )
-    if is_shared and config.critic_init != "zero":
+    if is_shared and config.critic_init != "zero" and config.reward is None:
         shared_base.copy_adapter(REWARD_ROLE, "critic", trainable=True)
         head = ValueHead.from_score_head(score_weight(reward_folder), ScoreNormalization.load(reward_folder))
         return head, "reward model, with its normalisation folded into the value head"
