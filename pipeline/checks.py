@@ -52,7 +52,7 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
                 problems.append(str(error))
     if config.ppo is not None and isinstance(config.ppo.reward, FunctionRewardConfig):
         try:
-            function_file(config.ppo.reward.function, config_dir)
+            function_file(config.ppo.reward.source, config_dir)
         except UserError as error:
             problems.append(str(error))
     for name, source in local_sources(config):

@@ -82,7 +82,7 @@ def stage_fingerprint(
             with names_own_base():
                 parts["reward_base"] = _base_digest(own.model_dump_json(), config_dir)
         if stage == "ppo" and config.ppo is not None and isinstance(config.ppo.reward, FunctionRewardConfig):
-            parts["reward_function"] = function_digest(config.ppo.reward.function, config_dir)
+            parts["reward_function"] = function_digest(config.ppo.reward.source, config_dir)
         if stage == "ppo" and config.ppo is not None and config.ppo.reward_ensemble is not None:
             parts["reward_ensemble"] = [
                 combine_digests(file_digests(adapter_folder(name, config_dir, "ppo.reward_ensemble.members")))

@@ -44,22 +44,22 @@ class FunctionRewardConfig(StrictModel):
 
     type: Literal["function"] = "function"
 
-    function: str
+    source: str
     """`path/to/file.py:name`, relative to the configuration file or the working directory, or `package.module:name`.
     The bytes of that one file count for whether a stored result fits; what it imports does not."""
 
     timeout_seconds: float = Field(default=300.0, gt=0)
     """How long one call may take. It judges all responses of a step."""
 
-    @field_validator("function")
+    @field_validator("source")
     @classmethod
-    def _is_function(cls, function: str) -> str:
-        if not re.fullmatch(r".+:[A-Za-z_]\w*", function):
+    def _is_function(cls, source: str) -> str:
+        if not re.fullmatch(r".+:[A-Za-z_]\w*", source):
             raise ValueError(
-                f"found {function!r}, must name a file or module and a function in it; write it as "
+                f"found {source!r}, must name a file or module and a function in it; write it as "
                 f"path/to/file.py:name or package.module:name"
             )
-        return function
+        return source
 
 
 _ADDRESS = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")

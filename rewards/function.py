@@ -34,9 +34,9 @@ class FunctionReward:
         Raises:
             ConfigError: It cannot be loaded.
         """
-        self._name = config.function
+        self._name = config.source
         self._timeout_seconds = config.timeout_seconds
-        self._function = load_function(config.function, config_dir)
+        self._function = load_function(config.source, config_dir)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """One score an episode.
@@ -49,7 +49,7 @@ class FunctionReward:
             found = self._within(episodes, deadline)
         except _RaisedError as error:
             raise self._failure(error, episodes, deadline + self._timeout_seconds) from error.__cause__
-        remedy = f"correct {self._name} (`ppo.reward.function`)"
+        remedy = f"correct {self._name} (`ppo.reward.source`)"
         return checked_scores(found, episodes, source=f"ppo.reward: {self._name}", remedy=remedy)
 
     def _within(self, episodes: Sequence[Episode], deadline: float) -> Any:
@@ -84,7 +84,7 @@ class FunctionReward:
         what = f"{type(cause).__name__}: {cause}"[:_MAX_MESSAGE]
         return StageError(
             f"ppo.reward: {self._name} raised {what}{_line_of(cause)}, {self._offender(episodes, deadline)}; one "
-            f"number for each response is needed: correct the function (`ppo.reward.function`)"
+            f"number for each response is needed: correct the function (`ppo.reward.source`)"
         )
 
     def _offender(self, episodes: Sequence[Episode], deadline: float) -> str:
@@ -120,13 +120,13 @@ def load_function(name: str, config_dir: Path | None) -> UserFunction:
         if isinstance(error, KeyboardInterrupt):
             raise
         raise ConfigError(
-            f"ppo.reward.function={name!r}: importing {path} raised {type(error).__name__}: {error}{_line_of(error)}; "
+            f"ppo.reward.source={name!r}: importing {path} raised {type(error).__name__}: {error}{_line_of(error)}; "
             f"a file that can be imported is needed: correct it, or install what it imports"
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):
         raise ConfigError(
-            f"ppo.reward.function={name!r}: {path} has no function {attribute!r}; `def {attribute}(prompts, "
+            f"ppo.reward.source={name!r}: {path} has no function {attribute!r}; `def {attribute}(prompts, "
             f"responses)` with one number for each response as its result is needed: correct the name"
         )
     function: UserFunction = found
@@ -147,7 +147,7 @@ def function_file(name: str, config_dir: Path | None) -> Path:
             if path.is_file():
                 return path.resolve()
         raise ConfigError(
-            f"ppo.reward.function={name!r}: no file at {' or '.join(map(str, candidates))}; a Python file beside the "
+            f"ppo.reward.source={name!r}: no file at {' or '.join(map(str, candidates))}; a Python file beside the "
             f"configuration file or in the working directory is needed: correct the path"
         )
     try:
@@ -156,7 +156,7 @@ def function_file(name: str, config_dir: Path | None) -> Path:
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise ConfigError(
-            f"ppo.reward.function={name!r}: there is no module {source!r} in this environment; install it, or name a "
+            f"ppo.reward.source={name!r}: there is no module {source!r} in this environment; install it, or name a "
             f"file: path/to/file.py:{name.rpartition(':')[2]}"
         )
     return Path(spec.origin)

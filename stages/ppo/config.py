@@ -146,7 +146,7 @@ class PPOConfig(StrictModel):
 
     reward: RewardConfig | None = None
     """Judges in place of the trained reward model, which then serves the evaluation alone: a function of your own
-    (`{type: function, function: "file.py:name"}`), a server (`{type: remote, address: ...}`) or a rule."""
+    (`{type: function, source: "file.py:name"}`), a server (`{type: remote, address: ...}`) or a rule."""
 
     reward_ensemble: RewardEnsembleConfig | None = None
     """Further reward models that judge beside the run's own. Off by default."""

@@ -69,16 +69,16 @@ def test_checklist_52_a_reward_of_the_users_own_counts_by_its_file_and_not_by_ho
     own.write_text("def f(prompts, responses): ...\n", encoding="utf-8")
 
     def asked(**settings: Any) -> str:
-        reward = {"type": "function", "function": f"{own}:f"} | settings
+        reward = {"type": "function", "source": f"{own}:f"} | settings
         return fingerprint(ppo={"reward": reward})
 
     before = asked()
     assert before != fingerprint() and asked(timeout_seconds=9) == before
-    assert asked(function=f"{own}:g") != before
+    assert asked(source=f"{own}:g") != before
     own.write_text("def f(prompts, responses): return []\n", encoding="utf-8")
     assert asked() != before
     own.unlink()
-    with pytest.raises(ConfigError, match=r"ppo\.reward\.function=.*: no file at "):
+    with pytest.raises(ConfigError, match=r"ppo\.reward\.source=.*: no file at "):
         asked()
 
     def served(**settings: Any) -> str:

@@ -59,7 +59,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def reward(file: Path, name: str, **settings: Any) -> FunctionReward:
-    return FunctionReward(FunctionRewardConfig(function=f"{file.name}:{name}", **settings), file.parent)
+    return FunctionReward(FunctionRewardConfig(source=f"{file.name}:{name}", **settings), file.parent)
 
 
 def giving(found: Any, file: Path) -> FunctionReward:
@@ -72,12 +72,12 @@ def giving(found: Any, file: Path) -> FunctionReward:
 def test_a_function_of_a_file_beside_the_configuration_judges_prompts_and_responses(file: Path) -> None:
     assert reward(file, "length")(episodes("ab", "", "abc")) == [4.0, 0.0, 6.0]
     assert reward(file, "needs_prompt")(episodes("a", "b")) == [0.0, 1.0]
-    assert FunctionReward(FunctionRewardConfig(function=f"{file}:length"), None)(episodes("a")) == [2.0]
+    assert FunctionReward(FunctionRewardConfig(source=f"{file}:length"), None)(episodes("a")) == [2.0]
 
 
 def test_a_function_of_an_installed_module_judges(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     monkeypatch.syspath_prepend(str(file.parent))
-    made = FunctionReward(FunctionRewardConfig(function="own:length"), None)
+    made = FunctionReward(FunctionRewardConfig(source="own:length"), None)
     assert made(episodes("ab")) == [4.0]
     assert function_digest("own:length", None) == function_digest("own.py:length", file.parent)
 
@@ -115,7 +115,7 @@ def test_anything_but_one_finite_number_each_is_named(file: Path, found: Any, to
         giving(found, file)(episodes("a", "b"))
     assert str(caught.value).startswith(f"ppo.reward: own.py:length {told}")
     assert str(caught.value).endswith(
-        "; one finite number for each of 2 responses is needed: correct own.py:length (`ppo.reward.function`)"
+        "; one finite number for each of 2 responses is needed: correct own.py:length (`ppo.reward.source`)"
     )
 
 
@@ -125,7 +125,7 @@ def test_what_it_raises_is_told_with_its_line_and_the_first_prompt_that_it_fails
         reward(file, "picky")(episodes("good", "bad", "worse and bad"))
     assert str(caught.value) == (
         f"ppo.reward: own.py:picky raised KeyError: 'tone' ({file}:{line}), first at the prompt 'Say: 1'; one number "
-        f"for each response is needed: correct the function (`ppo.reward.function`)"
+        f"for each response is needed: correct the function (`ppo.reward.source`)"
     )
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -175,14 +175,14 @@ def test_a_function_that_cannot_be_loaded_is_the_users_fault(file: Path, name: s
     (file.parent / "broken.py").write_text("import nosuch\n", encoding="utf-8")
     (file.parent / "leaving.py").write_text("raise SystemExit(0)\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=told):
-        FunctionReward(FunctionRewardConfig(function=name), file.parent)
+        FunctionReward(FunctionRewardConfig(source=name), file.parent)
 
 
 @pytest.mark.parametrize("name", ["own.py", "own:", ":f", "own.py:a-b", ""])
 def test_a_name_without_file_or_function_is_refused(name: str) -> None:
     told = f"found {name!r}, must name a file or module and a function in it; write it as path/to/file.py:name"
     with pytest.raises(ValidationError, match=re.escape(told)):
-        FunctionRewardConfig(function=name)
+        FunctionRewardConfig(source=name)
 
 
 def test_the_digest_is_of_the_bytes_and_imports_nothing(file: Path) -> None:

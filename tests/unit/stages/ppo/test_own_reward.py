@@ -78,7 +78,7 @@ def test_a_reward_server_that_goes_away_ends_the_stage_and_a_resumed_one_gives_w
     by_function.mkdir()
     (by_function / "own.py").write_text(FUNCTION, encoding="utf-8")
     calls = spy(monkeypatch, PPOTrainer, "step")
-    expected = judged_by(ppo_run, by_function, {"type": "function", "function": "own.py:vowels"})
+    expected = judged_by(ppo_run, by_function, {"type": "function", "source": "own.py:vowels"})
     whole = run_quietly(expected)
     (trainer, _), _, _ = calls[0]
     assert learners(trainer).keys() == {"policy", "critic"}
@@ -100,8 +100,8 @@ def test_a_reward_server_that_goes_away_ends_the_stage_and_a_resumed_one_gives_w
 
 
 def test_a_function_that_is_gone_is_the_users_fault(ppo_run: Executed, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ppo\.reward\.function='own\.py:f': no file at"):
-        run_quietly(judged_by(ppo_run, tmp_path, {"type": "function", "function": "own.py:f"}))
+    with pytest.raises(ConfigError, match=r"ppo\.reward\.source='own\.py:f': no file at"):
+        run_quietly(judged_by(ppo_run, tmp_path, {"type": "function", "source": "own.py:f"}))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_function_that_is_gone_is_the_users_fault(ppo_run: Executed, tmp_path:
     ],
 )
 def test_what_needs_the_reward_model_is_refused_beside_another_reward(settings: dict[str, Any], told: str) -> None:
-    reward = {"type": "function", "function": "own.py:f"}
+    reward = {"type": "function", "source": "own.py:f"}
     with pytest.raises(ValidationError, match=told):
         PPOConfig.model_validate({"reward": reward, **settings})
     assert PPOConfig.model_validate({"reward": reward, "critic_init": "zero"}).reward is not None
