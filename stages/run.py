@@ -14,12 +14,13 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.errors import UserError
+from data.errors import StageError, UserError
 from stages.artifacts import (
     link_artifact,
     publish_payload,
@@ -37,6 +38,7 @@ from stages.contract import (
     StageOutput,
     artifact_from_json,
 )
+from stages.memory_errors import memory_errors_told
 from stages.metrics import MetricsWriter, NullMetricsWriter, cut_metrics
 from stages.process import die_with_parent
 
@@ -177,7 +179,8 @@ def _execute(spec: StageSpec, context: StageContext) -> StageOutput:
     start = time.monotonic()
     run = _load(spec)
     context.timings["imports"] = time.monotonic() - start
-    return run(context)
+    with memory_errors_told(spec.stage, "", spec.config, spec.model):
+        return run(context)
 
 
 def _load(spec: StageSpec) -> Callable[[StageContext], StageOutput]:
@@ -286,6 +289,10 @@ def main() -> int:
     except UserError as error:
         print(f"::user-error:: {json.dumps(str(error))}", flush=True)
         return 2
+    except StageError as error:
+        traceback.print_exc()  # for the log; the message alone is for the terminal
+        print(f"::stage-error:: {json.dumps(str(error))}", flush=True)
+        return 1
     return 0
 
 

@@ -163,6 +163,10 @@ class PPOConfig(StrictModel):
     max_prompt_tokens: int = Field(default=512, ge=1)
     """Longer prompts are dropped and counted."""
 
+    generate_batch_size: int | None = Field(default=None, ge=1)
+    """Prompts in one call of transformers' `generate`; fewer need less memory and give the same responses. Default:
+    all of a step. vLLM batches by itself."""
+
     max_bad_steps: int = Field(default=3, ge=0)
     """Batches and optimizer steps with a value that is not finite are skipped; more than this end the stage."""
 

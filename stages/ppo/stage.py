@@ -1,6 +1,7 @@
 """The PPO stage: puts the roles on one base, runs the trainer, saves the policy's adapter."""
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from stages.checkpoint import Checkpoints
 from stages.contract import Artifact, StageContext, StageOutput
 from stages.kept import tell_kept
 from stages.learner import Learner
+from stages.memory_errors import is_memory_error, memory_error_text
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
 from stages.models.own_base import read_own_base
@@ -76,7 +78,7 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
             base=base,
             tokenizer=tokenizer,
             prompts=prompts,
-            batch_size=config.batch_size,
+            batch_size=config.generate_batch_size or config.batch_size,
             max_prompt_tokens=config.max_prompt_tokens,
             context=context,
             ranks=ranks,
@@ -275,7 +277,7 @@ def _train(
         rows = batch_rows(len(prompts), config.batch_size // config.responses_per_prompt, step, seed=context.seed)
         repeated = [prompts[row] for row in rows for _ in range(config.responses_per_prompt)]
         start.remember()
-        with _state_kept(trainer, start, save, checkpoints, context):
+        with _state_kept(trainer, start, save, checkpoints, model, context):
             found = trainer.step(repeated)
         progress.see(found)
         context.metrics.write(step + 1, found)
@@ -293,6 +295,7 @@ def _state_kept(
     start: StepStart,
     save: Callable[[Path], None],
     checkpoints: Checkpoints,
+    model: ModelConfig,
     context: StageContext,
 ) -> Iterator[None]:
     """Where a step fails, write the state before it as a checkpoint, and say so.
@@ -303,14 +306,19 @@ def _state_kept(
     try:
         yield
     except Exception as error:  # of whatever kind: what was trained is kept
+        message = str(error) if isinstance(error, StageError) else None
+        if is_memory_error(error):
+            sections = trainer.config.model_dump(mode="json"), model.model_dump(mode="json")
+            message = memory_error_text(error, "ppo", trainer.clock.part, *sections, trainer.ranks.size)
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
         # On several ranks only where all of them are here: those that wait for one another would wait for ever.
         if trainer.ranks.size == 1 or (isinstance(error, StageError) and trainer.clock.part != "sync"):
             start.restore()
             if trainer.num_steps > 0:
                 checkpoints.write(trainer.num_steps, save, trainer.ranks)
         text = tell_kept(context)
-        if isinstance(error, StageError):
-            raise StageError(f"{error}. {text}") from error
+        if message is not None:
+            raise StageError(f"{message}. {text}") from error
         logger.error("%s", text)
         raise
 
