@@ -13,6 +13,8 @@ from pipeline.graph import stage_inputs
 from pipeline.session import RunPlan
 from pipeline.store import lookup, stage_fingerprint
 from pipeline.tasks import missing_in_store
+from rewards.config import FunctionRewardConfig
+from rewards.function import function_file
 from stages.contract import Artifact, StageName
 from stages.models.own_base import names_own_base
 from stages.models.sources import adapter_folder, check_base
@@ -58,6 +60,11 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
                 adapter_folder(member, config_dir, "ppo.reward_ensemble.members")
             except UserError as error:
                 problems.append(str(error))
+    if config.ppo is not None and isinstance(config.ppo.reward, FunctionRewardConfig):
+        try:
+            function_file(config.ppo.reward.source, config_dir)
+        except UserError as error:
+            problems.append(str(error))
     for name, source in local_sources(config):
         try:
             rows = islice(read_rows(source, config_dir, name=f"data.{name}"), _ROWS_CHECKED)

@@ -132,7 +132,8 @@ def _tell_failure(console: Console, run: RunFolder, error: Exception) -> None:
         console.line(f"{stage or run.name}: {type(error).__name__}: {error}")
     if stage is not None:
         console.line(f"its log: {run.path / stage / 'log.txt'}")
-        console.line(f"when the cause is mended, {_going_on(run)}")
+        if "`rlhf resume" not in str(error):
+            console.line(f"when the cause is mended, {_going_on(run)}")
 
 
 def _summarise(console: Console, run: RunFolder) -> None:

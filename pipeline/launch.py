@@ -23,6 +23,7 @@ from data.errors import StageError, UserError
 from pipeline.children import python_command, run_child
 from pipeline.config import DISTRIBUTED_STAGES, LaunchConfig, PipelineConfig
 from stages.artifacts import write_json
+from stages.memory_errors import memory_advice
 from stages.models.sources import base_kind, offline_environment
 from stages.process import source_root
 from stages.run import StageSpec, run_stage
@@ -33,7 +34,9 @@ Log = Callable[[str], None]
 _LOGGERS = ("stages", "data", "rewards")
 _PROGRESS = "::progress:: "
 _USER_ERROR = "::user-error:: "
+_STAGE_ERROR = "::stage-error:: "
 _TAIL_LINES = 20
+_KILLED = "Signal 9 (SIGKILL) received"  # torchrun's words for a rank
 # Last line of a rank's traceback; the launcher's own, which follows, says only that a rank failed.
 _RANK_ERROR = re.compile(r"^\[rank\d+\]: ([\w.]+(?:Error|Exception)\b.*)")
 # Last line of a traceback whose cause lies in the network, as printed by a child.
@@ -113,12 +116,17 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
     command = _command(spec, launch, spec_path)
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     user_errors: list[str] = []
+    stage_errors: list[str] = []
     causes: list[str] = []
 
     def on_line(line: str) -> None:
         before, marker, payload = line.partition(_USER_ERROR)
         if marker:
             user_errors.append(json.loads(payload))
+            return
+        before, marker, payload = line.partition(_STAGE_ERROR)
+        if marker:
+            stage_errors.append(json.loads(payload))
             return
         before, marker, payload = line.partition(_PROGRESS)
         if marker:
@@ -138,9 +146,15 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
         return manifest
     if user_errors:
         raise UserError(user_errors[0])
+    if stage_errors:
+        raise StageError(stage_errors[0])
     lines = "\n".join(f"  | {line}" for line in tail if line.strip())
     cause = f": {causes[0]}" if causes else ""
-    text = f"{spec.stage}: its process ended with {_status_words(status)}{cause}. Its last lines:\n{lines}"
+    ended = f"{spec.stage}: its process ended with {_status_words(status)}{cause}"
+    if status == -signal.SIGKILL or any(_KILLED in line for line in tail):
+        advice = memory_advice(spec.stage, "", spec.config, spec.model, ranks)
+        ended += f". If that was for memory, {advice}. `rlhf resume {spec.stage_dir.parent.name}` goes on"
+    text = f"{ended}. Its last lines:\n{lines}"
     if any(_CONNECTION_ERROR.match(line) for line in (*tail, *causes)):
         raise ConnectionError(text)
     raise StageError(text)

@@ -17,6 +17,8 @@ from typing import Any
 from data.errors import ArtifactError
 from pipeline.code_digest import stage_code_digest
 from pipeline.config import DISTRIBUTED_STAGES, PipelineConfig
+from rewards.config import FunctionRewardConfig
+from rewards.function import function_digest
 from stages.artifacts import (
     RECORDS,
     combine_digests,
@@ -41,6 +43,8 @@ LOCKS = "locks"
 _REWARD_STAGES = ("reward_model", "ppo", "evaluation")
 """The stages that load the reward model, and with it its base."""
 
+_ASKING = ("timeout_seconds", "max_retries", "token_env")
+
 _TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
@@ -63,6 +67,8 @@ def stage_fingerprint(
     """
     section = stage_section(config, stage)
     section.get("rollout", {}).pop("server", None)  # where a server is says nothing of what it computes
+    for name in _ASKING:  # nor how patiently a reward function is asked
+        (section.get("reward") or {}).pop(name, None)
     parts: dict[str, Any] = {
         "stage": stage,
         "config": section,
@@ -82,6 +88,8 @@ def stage_fingerprint(
         if own is not None:  # the reward model's artifact holds its name, not its bytes
             with names_own_base():
                 parts["reward_base"] = _base_digest(own.model_dump_json(), config_dir)
+        if stage == "ppo" and config.ppo is not None and isinstance(config.ppo.reward, FunctionRewardConfig):
+            parts["reward_function"] = function_digest(config.ppo.reward.source, config_dir)
         if stage == "ppo" and config.ppo is not None and config.ppo.reward_ensemble is not None:
             parts["reward_ensemble"] = [
                 combine_digests(file_digests(adapter_folder(name, config_dir, "ppo.reward_ensemble.members")))

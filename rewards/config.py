@@ -1,8 +1,9 @@
 """Which reward function judges a response. Imports pydantic only."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data.strict import StrictModel
 
@@ -36,3 +37,63 @@ class RewardEnsembleConfig(StrictModel):
 
 
 RuleRewardConfig = Annotated[VaderRewardConfig | CharacterShareRewardConfig, Field(discriminator="type")]
+
+
+class FunctionRewardConfig(StrictModel):
+    """A Python function of the user's own: `def score(prompts: list[str], responses: list[str]) -> list[float]`."""
+
+    type: Literal["function"] = "function"
+
+    source: str
+    """`path/to/file.py:name`, relative to the configuration file or the working directory, or `package.module:name`.
+    The bytes of that one file count for whether a stored result fits; what it imports does not."""
+
+    timeout_seconds: float = Field(default=300.0, gt=0)
+    """How long one call may take. It judges all responses of a step."""
+
+    @field_validator("source")
+    @classmethod
+    def _is_function(cls, source: str) -> str:
+        if not re.fullmatch(r".+:[A-Za-z_]\w*", source):
+            raise ValueError(
+                f"found {source!r}, must name a file or module and a function in it; write it as "
+                f"path/to/file.py:name or package.module:name"
+            )
+        return source
+
+
+_ADDRESS = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")
+
+
+class RemoteRewardConfig(StrictModel):
+    """A reward server: POST of `{"prompts": [...], "responses": [...]}`, answer `{"scores": [...]}`."""
+
+    type: Literal["remote"] = "remote"
+
+    address: str
+    """Where the requests go, say `http://127.0.0.1:8080/score`. It counts for whether a stored result fits."""
+
+    token_env: str | None = Field(default=None, min_length=1)
+    """Environment variable that holds a bearer token. The token itself never enters a configuration."""
+
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    """How long one answer may take, from the first byte sent to the last one read."""
+
+    max_retries: int = Field(default=6, ge=0)
+    """How often a request that failed is sent again: after 1, 2, 4, 8, 16 seconds and then each 30, or as the server
+    says by `Retry-After`. Refusals (4xx) and answers that cannot be used are not sent again."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, address: str) -> str:
+        if not _ADDRESS.fullmatch(address):
+            raise ValueError(
+                f"found {address!r}, must be an address without a key in it; write it as http://host:8080/score"
+            )
+        return address
+
+
+RewardConfig = Annotated[
+    FunctionRewardConfig | RemoteRewardConfig | VaderRewardConfig | CharacterShareRewardConfig,
+    Field(discriminator="type"),
+]

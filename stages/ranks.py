@@ -6,7 +6,7 @@ Shape legend: N = rows of one rank (the same on all), T = columns.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data.errors import StageError
+
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,24 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def together(self, act: Callable[[], Result]) -> Result:
+        """Do something that may fail on one rank alone: where it does, all ranks fail, and none waits for the others.
+
+        Raises:
+            StageError: Of the first rank that has one.
+        """
+        if self.size == 1:
+            return act()
+        error: StageError | None = None
+        try:
+            result = act()
+        except StageError as caught:
+            error = caught
+        messages = [text for text in self.gather([None if error is None else str(error)]) if text is not None]
+        if messages:
+            raise StageError(messages[0]) from error
+        return result
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -14,12 +14,13 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.errors import UserError
+from data.errors import StageError, UserError
 from stages.artifacts import (
     link_artifact,
     publish_payload,
@@ -39,6 +40,7 @@ from stages.contract import (
 )
 from stages.interruption import Interrupted, Interruption, raising
 from stages.leftovers import SCRATCH, payload_prefix
+from stages.memory_errors import memory_errors_told
 from stages.metrics import MetricsWriter, NullMetricsWriter, cut_metrics
 from stages.process import die_with_parent
 from stages.storage import storage_error
@@ -188,7 +190,8 @@ def _execute(spec: StageSpec, context: StageContext) -> StageOutput:
     start = time.monotonic()
     run = _load(spec)
     context.timings["imports"] = time.monotonic() - start
-    return run(context)
+    with memory_errors_told(spec.stage, "", spec.config, spec.model):
+        return run(context)
 
 
 def _load(spec: StageSpec) -> Callable[[StageContext], StageOutput]:
@@ -300,6 +303,10 @@ def main() -> int:
         return 2
     except Interrupted as interrupted:
         return interrupted.exit_code
+    except StageError as error:
+        traceback.print_exc()  # for the log; the message alone is for the terminal
+        print(f"::stage-error:: {json.dumps(str(error))}", flush=True)
+        return 1
     return 0
 
 

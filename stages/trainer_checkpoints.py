@@ -55,6 +55,15 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if not self._is_due:
             return
         self._is_due = False
+        self._take(args, state)
+
+    def write_now(self, trainer: Any) -> None:
+        """Have the trainer save between two steps, and take that. On one process only."""
+        self._started = time.monotonic()
+        trainer._save_checkpoint(trainer.model, trial=None)  # it has no public way to save when nothing asks for it
+        self._take(trainer.args, trainer.state)
+
+    def _take(self, args: TrainingArguments, state: TrainerState) -> None:
         current = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
 

@@ -36,6 +36,8 @@ class Behaviour:
     tokens_as_ids: bool = True
     delay_seconds: float = 0.0
     breaks_off: bool = False
+    outages: list[int] = field(default_factory=list)
+    """Of the next requests: a status, `0` to break off before the work, `-1` to break off after it."""
     adapters: dict[str, str] = field(default_factory=dict)
     completions: list[dict[str, Any]] = field(default_factory=list)
     under_way: int = 0
@@ -96,6 +98,7 @@ class StandIn(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: StandIn
+    _is_lost = False
 
     def log_message(self, format: str, *args: Any) -> None:
         return
@@ -104,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         behaviour = self.server.behaviour
         if self.path == "/health":
             self._answer(200, {})
-        elif not self._is_allowed():
+        elif self._fails() or not self._is_allowed():
             return
         elif self.path == "/v1/models":
             base = {"id": behaviour.model, "root": behaviour.model, "parent": None}
@@ -119,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if behaviour.breaks_off:
             self.close_connection = True
-        elif not self._is_allowed():
+        elif self._fails() or not self._is_allowed():
             return
         elif self.path == "/v1/completions":
             self._complete(behaviour, body)
@@ -159,6 +162,17 @@ class _Handler(BaseHTTPRequestHandler):
                 behaviour.adapters[name] = path
                 self._answer(200, {})
 
+    def _fails(self) -> bool:
+        outages = self.server.behaviour.outages
+        self._is_lost = bool(outages) and outages[0] == -1
+        outage = outages.pop(0) if outages else -1
+        if outage == -1:
+            return False
+        if outage > 0:
+            self._refuse(outage, "not now")
+        self.close_connection = True
+        return True
+
     def _is_allowed(self) -> bool:
         key = self.server.behaviour.api_key
         if key is None or self.headers.get("Authorization") == f"Bearer {key}":
@@ -170,6 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, {"error": {"message": message, "type": "BadRequestError", "code": status}})
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
+        if self._is_lost:
+            self._is_lost, self.close_connection = False, True
+            return
         text = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

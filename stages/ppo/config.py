@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from data.strict import StrictModel
-from rewards.config import RewardEnsembleConfig
+from rewards.config import RewardConfig, RewardEnsembleConfig
 from stages.rollouts.config import RolloutConfig
 
 
@@ -144,6 +144,10 @@ class PPOConfig(StrictModel):
     normalize_scores: bool = False
     """Divide the scores by the running standard deviation of all scores seen."""
 
+    reward: RewardConfig | None = None
+    """Judges in place of the trained reward model, which then serves the evaluation alone: a function of your own
+    (`{type: function, source: "file.py:name"}`), a server (`{type: remote, address: ...}`) or a rule."""
+
     reward_ensemble: RewardEnsembleConfig | None = None
     """Further reward models that judge beside the run's own. Off by default."""
 
@@ -159,8 +163,16 @@ class PPOConfig(StrictModel):
     max_prompt_tokens: int = Field(default=512, ge=1)
     """Longer prompts are dropped and counted."""
 
+    generate_batch_size: int | None = Field(default=None, ge=1)
+    """Prompts in one call of transformers' `generate`; fewer need less memory and give the same responses. Default:
+    all of a step. vLLM batches by itself."""
+
     max_bad_steps: int = Field(default=3, ge=0)
     """Batches and optimizer steps with a value that is not finite are skipped; more than this end the stage."""
+
+    max_kl_per_token: float | None = Field(default=5.0, gt=0)
+    """The stage ends where the mean KL of policy and reference is more than this in a step (nats a token). 5 means that
+    the reference gives a token a hundred and fiftieth of the policy's probability. `null` never ends it."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
@@ -195,6 +207,22 @@ class PPOConfig(StrictModel):
                     f"{name} is set, but advantage_estimator={estimator} does not use it; remove {name}, or use "
                     f"advantage_estimator=gae"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _own_reward(self) -> Self:
+        if self.reward is None:
+            return self
+        if self.reward_ensemble is not None:
+            raise ValueError(
+                "reward and reward_ensemble are both set, but `reward` judges in place of all reward models: drop one "
+                "of the two"
+            )
+        if self.critic_init == "reward_model":
+            raise ValueError(
+                "critic_init=reward_model, but `reward` judges in place of the reward model and in other units; use "
+                "`critic_init: zero` or `auto`"
+            )
         return self
 
     @property

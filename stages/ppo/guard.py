@@ -48,6 +48,26 @@ class BadStepCounter:
         return False
 
 
+def check_kl(step: int, kl_per_token: float, max_kl_per_token: float | None) -> None:
+    """End the stage where the policy has run away from the reference.
+
+    Args:
+        step: Number of the PPO step, from 1.
+        kl_per_token: Mean k1 of the response tokens, in nats.
+        max_kl_per_token: The most that is allowed; None allows all.
+
+    Raises:
+        StageError: It is more.
+    """
+    if max_kl_per_token is not None and kl_per_token > max_kl_per_token:
+        raise StageError(
+            f"ppo: step {step}: the KL of policy and reference is {kl_per_token:.2f} nats a token, more than "
+            f"ppo.max_kl_per_token={max_kl_per_token:g}: the policy has left the language of its reference. Raise "
+            f"`ppo.kl_coef`, lower `ppo.learning_rate` or set `ppo.max_approx_kl`; `objective/kl` in metrics.jsonl "
+            f"shows since when"
+        )
+
+
 class NegativeKLWatch:
     """Notices a KL estimate that stays below zero, which no sampling noise explains.
 

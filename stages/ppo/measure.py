@@ -24,11 +24,14 @@ class StepClock:
         """Start the step's clock."""
         self._start = time.perf_counter()
         self._seconds: dict[str, float] = {}
+        self.part = ""
+        """The part that is measured now, or was last."""
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
         """Add the enclosed time to a part."""
         start = time.perf_counter()
+        self.part = part
         yield
         self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
 

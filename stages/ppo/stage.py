@@ -1,7 +1,9 @@
 """The PPO stage: puts the roles on one base, runs the trainer, saves the policy's adapter."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ from data.errors import ConfigError, DataError, ModelError, StageError
 from data.schema import Prompt, read_split
 from rewards.contract import RewardFunction
 from rewards.ensemble import EnsembleReward
+from rewards.factory import build_reward
 from stages.accelerator import make_learner, process_group
 from stages.checkpoint import Checkpoints
 from stages.contract import Artifact, StageContext, StageOutput
+from stages.kept import tell_kept
 from stages.learner import Learner
+from stages.memory_errors import is_memory_error, memory_error_text
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
 from stages.models.own_base import read_own_base
@@ -26,7 +31,7 @@ from stages.models.tuning import check_adapter, save_adapter, score_weight
 from stages.ppo.config import PPOConfig
 from stages.ppo.guard import BadStepCounter
 from stages.ppo.passes import PPOModels
-from stages.ppo.state import Progress, load_state, save_state
+from stages.ppo.state import Progress, StepStart, load_state, save_state
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.update import Demonstration, Update
 from stages.ranks import Ranks
@@ -52,7 +57,7 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
 
     Raises:
         DataError: No prompt is short enough.
-        StageError: Training went wrong; the message says how, and where the state before it is kept.
+        StageError: Training went wrong; the message says how, and where the state before that step is kept.
     """
     base = resolve_base(model, context.config_dir)
     check_adapter(inputs["policy"].path, model, config_dir=context.config_dir)
@@ -73,7 +78,7 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
             base=base,
             tokenizer=tokenizer,
             prompts=prompts,
-            batch_size=config.batch_size,
+            batch_size=config.generate_batch_size or config.batch_size,
             max_prompt_tokens=config.max_prompt_tokens,
             context=context,
             ranks=ranks,
@@ -134,7 +139,9 @@ def _load_roles(
             )
         )
 
-    reward = judge(reward_folder, REWARD_ROLE)
+    reward = (
+        judge(reward_folder, REWARD_ROLE) if config.reward is None else build_reward(config.reward, context.config_dir)
+    )
     if config.reward_ensemble is not None:
         members = [reward]
         for number, name in enumerate(config.reward_ensemble.members):
@@ -176,7 +183,7 @@ def _start_critic(config: PPOConfig, shared_base: SharedBase, reward_folder: Pat
             "ppo.critic_init=reward_model, but the reward model has another base, whose adapter and head fit nothing "
             "here; use `ppo.critic_init: zero` or `auto`"
         )
-    if is_shared and config.critic_init != "zero":
+    if is_shared and config.critic_init != "zero" and config.reward is None:
         shared_base.copy_adapter(REWARD_ROLE, "critic", trainable=True)
         head = ValueHead.from_score_head(score_weight(reward_folder), ScoreNormalization.load(reward_folder))
         return head, "reward model, with its normalisation folded into the value head"
@@ -266,16 +273,13 @@ def _train(
         if trainer.ranks.is_main:
             progress.save(folder)
 
+    start = StepStart(trainer, learners)
     for step in range(trainer.num_steps, config.steps):
         rows = batch_rows(len(prompts), config.batch_size // config.responses_per_prompt, step, seed=context.seed)
         repeated = [prompts[row] for row in rows for _ in range(config.responses_per_prompt)]
-        try:
+        start.remember()
+        with _state_kept(trainer, start, save, checkpoints, model, context):
             found = trainer.step(repeated)
-        except StageError as error:
-            # Whatever was not finite or not agreed on was not applied: the weights are those of the last good update.
-            kept = context.stage_dir / "kept"
-            save_state(kept, trainer, learners, base_spec=model.base)
-            raise StageError(f"{error}. The state before it is kept in {kept}") from error
         progress.see(found)
         context.metrics.write(step + 1, found)
         context.report_progress(step + 1, config.steps, _progress_text(found))
@@ -284,6 +288,40 @@ def _train(
     if progress.num_updates == 0:
         raise StageError("ppo: every update was skipped as not finite; lower `ppo.learning_rate`")
     return progress.metrics
+
+
+@contextmanager
+def _state_kept(
+    trainer: PPOTrainer,
+    start: StepStart,
+    save: Callable[[Path], None],
+    checkpoints: Checkpoints,
+    model: ModelConfig,
+    context: StageContext,
+) -> Iterator[None]:
+    """Where a step fails, write the state before it as a checkpoint, and say so.
+
+    Raises:
+        StageError: The step's own, with where its state is.
+    """
+    try:
+        yield
+    except Exception as error:  # of whatever kind: what was trained is kept
+        message = str(error) if isinstance(error, StageError) else None
+        if is_memory_error(error):
+            sections = trainer.config.model_dump(mode="json"), model.model_dump(mode="json")
+            message = memory_error_text(error, "ppo", trainer.clock.part, *sections, trainer.ranks.size)
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
+        # On several ranks only where all of them are here: those that wait for one another would wait for ever.
+        if trainer.ranks.size == 1 or (isinstance(error, StageError) and trainer.clock.part != "sync"):
+            start.restore()
+            if trainer.num_steps > 0:
+                checkpoints.write(trainer.num_steps, save, trainer.ranks)
+        text = tell_kept(context)
+        if message is not None:
+            raise StageError(f"{message}. {text}") from error
+        logger.error("%s", text)
+        raise
 
 
 def _progress_text(metrics: Mapping[str, float]) -> str:

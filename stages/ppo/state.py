@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -70,16 +70,7 @@ def save_state(folder: Path, trainer: PPOTrainer, learners: dict[str, Learner], 
         return
     for role in learners:
         save_adapter(trainer.models.shared_base.peft_model, role, folder / role, base_spec=base_spec)
-    head, scores = trainer.models.value_head, trainer.score_shaper
-    state = {
-        "value_head": {} if head is None else head.state_dict(),
-        "kl_coef": trainer.kl_controller.value,
-        "scores": {"count": scores.num_scores, "mean": scores.mean, "sum_of_squares": scores.sum_of_squares},
-        "num_steps": trainer.num_steps,
-        "num_bad_steps": trainer.bad_steps.count,
-        "num_negative_kl": trainer.kl_watch.num_negative,
-    }
-    torch.save(state, folder / "trainer.pt")
+    torch.save(_trainer_state(trainer), folder / "trainer.pt")
 
 
 def load_state(folder: Path, trainer: PPOTrainer, learners: dict[str, Learner]) -> None:
@@ -94,7 +85,62 @@ def load_state(folder: Path, trainer: PPOTrainer, learners: dict[str, Learner]) 
         states = torch.load(folder / f"learners-{trainer.ranks.rank}.pt", weights_only=True)
         learner.load_state_dict(states[role])
     trainer.rollout_engine.load_state_dict(torch.load(folder / f"engine-{trainer.ranks.rank}.pt", weights_only=True))
-    state = torch.load(folder / "trainer.pt", weights_only=True)
+    _load_trainer_state(trainer, torch.load(folder / "trainer.pt", weights_only=True))
+
+
+class StepStart:
+    """The state at the start of a step, in memory: a step that fails half-way is taken back to it."""
+
+    def __init__(self, trainer: PPOTrainer, learners: dict[str, Learner]) -> None:
+        """Remember the state as it is now."""
+        self._trainer, self._learners = trainer, learners
+        self.remember()
+
+    def remember(self) -> None:
+        """Copy what a step changes into the memory of the CPU."""
+        trainer, base = self._trainer, self._trainer.models.shared_base
+        self._adapters = {role: _copied(list(base.parameters(role))) for role in self._learners}
+        self._optimizers = {role: _copied(learner.state_dict()) for role, learner in self._learners.items()}
+        self._state = _copied(_trainer_state(trainer))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the trainer back to what was remembered last."""
+        base = self._trainer.models.shared_base
+        for role, learner in self._learners.items():
+            for parameter, before in zip(base.parameters(role), self._adapters[role], strict=True):
+                parameter.copy_(before)
+            learner.load_state_dict(self._optimizers[role])
+        _load_trainer_state(self._trainer, self._state)
+
+
+def _copied(value: Any) -> Any:
+    """The same nest of containers with tensors of its own, on the CPU."""
+    match value:
+        case torch.Tensor():
+            return value.detach().to("cpu", copy=True)
+        case dict():
+            return {key: _copied(inner) for key, inner in value.items()}
+        case list():
+            return [_copied(inner) for inner in value]
+        case _:
+            return value
+
+
+def _trainer_state(trainer: PPOTrainer) -> dict[str, Any]:
+    """What the trainer carries from step to step beside adapters and optimizers."""
+    head, scores = trainer.models.value_head, trainer.score_shaper
+    return {
+        "value_head": {} if head is None else head.state_dict(),
+        "kl_coef": trainer.kl_controller.value,
+        "scores": {"count": scores.num_scores, "mean": scores.mean, "sum_of_squares": scores.sum_of_squares},
+        "num_steps": trainer.num_steps,
+        "num_bad_steps": trainer.bad_steps.count,
+        "num_negative_kl": trainer.kl_watch.num_negative,
+    }
+
+
+def _load_trainer_state(trainer: PPOTrainer, state: dict[str, Any]) -> None:
     if trainer.models.value_head is not None:
         trainer.models.value_head.load_state_dict(state["value_head"])
     trainer.kl_controller.value = state["kl_coef"]

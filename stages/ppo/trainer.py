@@ -28,8 +28,8 @@ from stages.algorithms.masking import masked_mean, masked_rescale, masked_whiten
 from stages.ppo.config import PPOConfig
 from stages.ppo.controllers import KLController, ScoreShaper
 from stages.ppo.experience import Experience, collect_experience, gather_experience
-from stages.ppo.guard import BadStepCounter, NegativeKLWatch
-from stages.ppo.measure import StepClock, step_metrics
+from stages.ppo.guard import BadStepCounter, NegativeKLWatch, check_kl
+from stages.ppo.measure import StepClock, response_kl, step_metrics
 from stages.ppo.passes import Microbatch, PPOModels
 from stages.ppo.update import Targets, Update
 from stages.ranks import Ranks
@@ -85,6 +85,7 @@ class PPOTrainer:
         self.score_shaper = ScoreShaper(config)
         self.kl_watch = NegativeKLWatch()
         self.num_steps = 0
+        self.clock = StepClock()
         _warn_of_biased_kl(config)
 
     def step(self, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
@@ -98,19 +99,23 @@ class PPOTrainer:
             The metrics of this step (DESIGN section 6).
 
         Raises:
-            StageError: More than `max_bad_steps` batches or updates were not finite, or the engine's
-                log-probabilities are not those of the trainer.
+            StageError: More than `max_bad_steps` batches or updates were not finite, the KL has exploded, the reward
+                function failed, or the engine's log-probabilities are not those of the trainer.
         """
         config, clock = self.config, StepClock()
+        self.clock = clock
         with clock.measure("generate"):
             seeds = row_seeds(derive_seed(self.seed, "rollouts", self.num_steps), len(prompts))
-            rollouts = self.rollout_engine.generate(
-                self.ranks.share(prompts), config.rollout, seeds=self.ranks.share(seeds)
+            rollouts = self.ranks.together(
+                lambda: self.rollout_engine.generate(
+                    self.ranks.share(prompts), config.rollout, seeds=self.ranks.share(seeds)
+                )
             )
         kl_coef = self.kl_controller.value
         with self.models.shared_base.cached_trunk():
             with clock.measure("score"):
-                own_scores = self.reward_function([self.to_episode(rollout) for rollout in rollouts])
+                episodes = [self.to_episode(rollout) for rollout in rollouts]
+                own_scores = self.ranks.together(lambda: self.reward_function(episodes))
                 scores = torch.tensor(self.ranks.gather(own_scores))
             with clock.measure("experience"):
                 own, passed = collect_experience(rollouts, self.models, config, first=self._first_minibatch())
@@ -142,6 +147,8 @@ class PPOTrainer:
         """Shape rewards, estimate advantages, update, move the KL coefficient."""
         config, mask = self.config, experience.response_mask
         self._check_engine(experience)
+        kl_per_token = response_kl(experience).sum() / mask.sum()
+        check_kl(self.num_steps + 1, kl_per_token.item(), config.max_kl_per_token)
         finished = torch.tensor([rollout.finished for rollout in experience.rollouts])
         rewards = self._rewards(experience, self.score_shaper(scores, finished))
         advantages, returns = estimate_advantages(

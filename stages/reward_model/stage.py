@@ -29,6 +29,7 @@ from stages.accelerator import (
     train_in_float32,
 )
 from stages.contract import Artifact, StageContext, StageOutput
+from stages.memory_errors import memory_errors_told
 from stages.models.config import ModelConfig
 from stages.models.loading import load_base_config, load_causal_lm, load_sequence_classifier
 from stages.models.own_base import names_own_base, save_own_base
@@ -45,7 +46,7 @@ from stages.rollouts.contract import RolloutEngine
 from stages.rollouts.episodes import make_episode
 from stages.rollouts.hf_engine import HFEngine
 from stages.seeds import row_seeds
-from stages.trainer_checkpoints import CheckpointCallback, restore_checkpoint
+from stages.trainer_faults import run_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +103,10 @@ def run(
         train_dataset=_pair_dataset(train),
         eval_dataset=_pair_dataset(held_out) if held_out else None,
         processing_class=tokenizer,
-        callbacks=[MetricsCallback(context), CheckpointCallback(context)],
+        callbacks=[MetricsCallback(context)],
     )
     train_in_float32(trainer.model)
-    with context.interruption.deferred():
-        trainer.train(resume_from_checkpoint=restore_checkpoint(context))
+    run_trainer(trainer, "reward_model", config, trained, context)
     if not is_main_process():
         return StageOutput({})
     payload = context.payload_dir
@@ -120,8 +120,10 @@ def run(
         "data/held_out": float(len(held_out)),
         "data/dropped": float(dropped),
     }
-    shared_base = SharedBase(load_causal_lm(policy_base, model, context.device), model)
-    return _finish(config, model, inputs, context, shared_base, held_out, metrics, notes)
+    sections = config.model_dump(mode="json"), model.model_dump(mode="json")
+    with memory_errors_told("reward_model", "normalization", *sections):
+        shared_base = SharedBase(load_causal_lm(policy_base, model, context.device), model)
+        return _finish(config, model, inputs, context, shared_base, held_out, metrics, notes)
 
 
 def _load_tokenizer(config: RewardModelConfig, model: ModelConfig, sft_folder: Path, context: StageContext) -> Any:

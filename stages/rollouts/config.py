@@ -59,6 +59,10 @@ class VLLMServerConfig(StrictModel):
     request_timeout_seconds: float = Field(default=300.0, gt=0)
     """How long it waits for one answer."""
 
+    max_retries: int = Field(default=6, ge=0)
+    """How often a request is sent again that the server did not answer or was not ready for: after 1, 2, 4, 8, 16
+    seconds and then each 30. A server of the stage's own that has died is started again instead, once."""
+
     max_parallel_requests: int = Field(default=64, ge=1)
     """Requests under way at a time; vLLM batches them."""
 

@@ -6,12 +6,27 @@ An engine that has the base in a place of its own (another process, another copy
 (`stages.rollouts.sync_proof`). `stages.rollouts.synced_engine` puts them together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from data.errors import StageError
 from stages.rollouts.config import SamplingConfig
+
+
+class EngineDiedError(StageError):
+    """An engine's process has ended, and a new one can take its place. All ranks raise it together."""
+
+    def __init__(self, message: str, restart: Callable[[], None]) -> None:
+        """Keep what starts a new one.
+
+        Args:
+            message: How the old one ended, and what to do.
+            restart: Starts an engine in its place, with no adapter loaded; raises `StageError` where that fails.
+        """
+        super().__init__(message)
+        self.restart = restart
 
 
 @dataclass(frozen=True)

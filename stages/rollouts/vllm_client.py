@@ -4,6 +4,8 @@ Knows HTTP and vLLM's API; knows no process, no file and no rank. It does not im
 can talk to a server elsewhere.
 """
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +14,18 @@ from urllib.parse import urlsplit
 import httpx
 
 from data.errors import ConfigError, StageError
+from rewards.retrying import backoff_seconds
+
+logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
 # A vLLM server closes connections that were idle for 5 s; one that is taken up just then is lost.
 _KEEP_ALIVE_SECONDS = 1.0
+_RETRIES = "rlhf.retries"
 _TOKEN_PREFIX = "token_id:"
 _MAX_MESSAGE = 500
+# Worth another try: a server that is starting or has too much to do, or a proxy before it that lost it.
+_PASSING = (429, 502, 503, 504)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -65,6 +73,8 @@ class VLLMClient:
         timeout_seconds: float,
         max_connections: int,
         what_to_do: Callable[[], str],
+        max_retries: int = 0,
+        is_worth_retrying: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepare; nothing is sent.
 
@@ -75,6 +85,8 @@ class VLLMClient:
             timeout_seconds: How long one answer may take.
             max_connections: At a time.
             what_to_do: Says what to do about a server that does not answer; the end of such messages.
+            max_retries: How often a request is sent again that got no answer, or that the server was not ready for.
+            is_worth_retrying: Asked before each of these; False for a server that is known to be gone.
 
         Raises:
             ConfigError: The address is none.
@@ -83,6 +95,8 @@ class VLLMClient:
         self._api_key_source = api_key_source
         self._timeout_seconds = timeout_seconds
         self._what_to_do = what_to_do
+        self._max_retries = max_retries
+        self._is_worth_retrying = is_worth_retrying
         try:
             # A proxy of this machine's environment is not for this machine itself.
             is_local = urlsplit(self.address).hostname in _LOOPBACK
@@ -136,7 +150,8 @@ class VLLMClient:
             StageError: It refuses this one, or does not answer.
         """
         response = self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
-        if response.is_success:
+        # Sent again after its answer was lost, it finds the adapter in place.
+        if response.is_success or ("already been loaded" in _message(response) and _was_sent_again(response)):
             return
         if _is_no_route(response):
             raise ConfigError(
@@ -156,7 +171,7 @@ class VLLMClient:
             StageError: It does not know it, or does not answer.
         """
         response = self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
-        if not response.is_success:
+        if not response.is_success and not (response.status_code == 404 and _was_sent_again(response)):
             raise StageError(
                 f"rollout.server: {self.address} did not unload adapter {name}: {_message(response)}; it has to stay "
                 f"under this stage's control: use a server that nobody else loads adapters into"
@@ -210,6 +225,8 @@ class VLLMClient:
         response = self._request("POST", "/v1/completions", body)
         if not response.is_success:
             remedy = "start it so, or change `rollout`" if response.is_client_error else self._what_to_do()
+            if response.status_code == 404:  # started anew by somebody else, it does not know our adapter
+                remedy = "if it was started anew, `rlhf resume` sends it the adapter again"
             raise StageError(
                 f"rollout.server: {self.address} answered {response.status_code} to a prompt of {len(prompt)} tokens "
                 f"for {model}: {_message(response)}; a server that samples {max_tokens} tokens at temperature "
@@ -241,30 +258,65 @@ class VLLMClient:
         )
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, json=body)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise StageError(
-                f"rollout.server: nothing answers at {self.address} ({error}); a vLLM server that runs is needed: "
-                f"{self._what_to_do()}"
-            ) from error
-        except httpx.TimeoutException as error:
-            raise StageError(
-                f"rollout.server: {self.address} did not answer {path} within {self._timeout_seconds:g} s; it is "
-                f"stuck or has too much to do: raise `rollout.server.request_timeout_seconds`, or lower "
-                f"`rollout.server.max_parallel_requests`. {self._what_to_do()}"
-            ) from error
-        except httpx.TransportError as error:
-            raise StageError(
-                f"rollout.server: {self.address} broke off while it answered {path} ({error}); a server that keeps "
-                f"running is needed: {self._what_to_do()}"
-            ) from error
+        """Send, and send again where that may help: a request that is repeated asks for the same."""
+        retry = 0
+        while True:
+            try:
+                response = self._http.request(method, path, json=body)
+            except httpx.TransportError as error:
+                is_late = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
+                if is_late or not self._may_retry(retry):
+                    raise self._failure(path, error) from error
+                problem = str(error) or type(error).__name__
+            else:
+                if response.status_code not in _PASSING or not self._may_retry(retry):
+                    response.extensions[_RETRIES] = retry
+                    return self._checked(response)
+                problem = f"answered {response.status_code}"
+            pause = backoff_seconds(retry)
+            retry += 1
+            logger.warning(
+                "rollout.server: %s %s: %s; sent again in %.0f s (%d of %d)",
+                self.address, path, problem, pause, retry, self._max_retries,
+            )  # fmt: skip
+            time.sleep(pause)
+
+    def _may_retry(self, retry: int) -> bool:
+        return retry < self._max_retries and self._is_worth_retrying()
+
+    def _failure(self, path: str, error: httpx.TransportError) -> StageError:
+        """What it means that no answer came."""
+        match error:
+            case httpx.ConnectError() | httpx.ConnectTimeout():
+                return StageError(
+                    f"rollout.server: nothing answers at {self.address} ({error}); a vLLM server that runs is needed: "
+                    f"{self._what_to_do()}"
+                )
+            case httpx.TimeoutException():
+                return StageError(
+                    f"rollout.server: {self.address} did not answer {path} within {self._timeout_seconds:g} s; it is "
+                    f"stuck or has too much to do: raise `rollout.server.request_timeout_seconds`, or lower "
+                    f"`rollout.server.max_parallel_requests`. {self._what_to_do()}"
+                )
+            case _:
+                return StageError(
+                    f"rollout.server: {self.address} broke off while it answered {path} ({error}); a server that keeps "
+                    f"running is needed: {self._what_to_do()}"
+                )
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
         if response.status_code in (401, 403):
             raise ConfigError(
                 f"rollout.server: {self.address} refused the API key ({response.status_code}), which came from "
                 f"{self._api_key_source}; put the server's own key there (`rollout.server.api_key_env`)"
             )
         return response
+
+
+def _was_sent_again(response: httpx.Response) -> bool:
+    """Whether an earlier answer to the same request may have been lost."""
+    retries: int = response.extensions.get(_RETRIES, 0)
+    return retries > 0
 
 
 def _token_id(token: str) -> int:

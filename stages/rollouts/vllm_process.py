@@ -30,6 +30,7 @@ _HOST = "127.0.0.1"
 _POLL_SECONDS = 0.5
 _REPORT_SECONDS = 10.0
 _ENDING_SECONDS = 3.0
+_DYING_SECONDS = 5.0
 _LOG_LINES = 15
 _LOG_BYTES = 64 * 1024
 # Of a stage with several ranks: the server is no rank of theirs.
@@ -145,6 +146,19 @@ class VLLMProcess:
                     next_report += _REPORT_SECONDS
                     logger.info("vLLM server: not up after %.0f s; its log is %s", seconds, self._log_path)
         logger.info("vLLM server: up after %.0f s", time.monotonic() - start)
+
+    def is_running(self) -> bool:
+        """Whether its process has not ended."""
+        return self._process.poll() is None
+
+    def stays_up(self) -> bool:
+        """Whether it still answers some seconds from now: the end of an engine takes the server down after a while."""
+        deadline = time.monotonic() + _DYING_SECONDS
+        with httpx.Client(base_url=self.address, trust_env=False, timeout=_DYING_SECONDS) as http:
+            while time.monotonic() < deadline:
+                if not _is_healthy(http) or self._status_within(_POLL_SECONDS) is not None:
+                    return False
+        return True
 
     def what_to_do(self) -> str:
         """How the server is, and the end of its log; for messages about a server that failed."""

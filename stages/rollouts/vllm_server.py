@@ -6,8 +6,10 @@ probes it.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from data.errors import ConfigError, StageError, UserError
@@ -15,7 +17,7 @@ from stages.models.config import ModelConfig
 from stages.ranks import Ranks
 from stages.rollouts.adapter_files import folder_digest
 from stages.rollouts.config import SamplingConfig, VLLMConfig, VLLMServerConfig
-from stages.rollouts.contract import LoadedAdapter, PublishedAdapter, Rollout
+from stages.rollouts.contract import EngineDiedError, LoadedAdapter, PublishedAdapter, Rollout
 from stages.rollouts.vllm_client import Completion, VLLMClient
 from stages.rollouts.vllm_limits import MAX_LOGPROBS
 from stages.rollouts.vllm_process import VLLMProcess, server_arguments
@@ -68,22 +70,16 @@ class VLLMServerBackend:
         self._is_checked = False
         self._is_own = config.address is None
         self._log_path = log_path
+        self._server = config
+        self._max_length = max_length
+        self._start_own = partial(self._start, config, engine, model, served, max_length, seed)
+        self._num_started = 0
+        self._is_in_use = False
         self._process: VLLMProcess | None = None
         self._client: VLLMClient | None = None
-        address, self.api_key = config.address, os.environ.get(config.api_key_env)
+        self.api_key = os.environ.get(config.api_key_env)
         try:
-            if address is None:
-                address, self.api_key = self._start(config, engine, model, served, max_length, seed, log_path)
-            self._client = VLLMClient(
-                address,
-                self.api_key,
-                api_key_source=f"the environment variable {config.api_key_env}"
-                + ("" if self.api_key else ", which is not set"),
-                timeout_seconds=config.request_timeout_seconds,
-                max_connections=config.max_parallel_requests,
-                what_to_do=self._what_to_do,
-            )
-            self._model = self._base(max_length)
+            self._connect()
         except BaseException:
             self.close()
             raise
@@ -100,11 +96,13 @@ class VLLMServerBackend:
 
     def load_adapter(self, adapter: PublishedAdapter) -> LoadedAdapter:
         """Load a version under its own name and see that the server lists it."""
-        if self._ranks.is_main:
-            self._connected.load_adapter(adapter.name, str(adapter.folder), rank=self._rank)
-            self._loaded.append(adapter.name)
-        self._ranks.barrier()
-        for served in self._connected.models():
+        with self._death_told():
+            if self._ranks.is_main:
+                self._connected.load_adapter(adapter.name, str(adapter.folder), rank=self._rank)
+                self._loaded.append(adapter.name)
+            self._ranks.barrier()
+            models = self._connected.models()
+        for served in models:
             if served.name == adapter.name and served.root is not None:
                 self._model = adapter.name
                 return LoadedAdapter(served.name, served.root, folder_digest(Path(served.root)))
@@ -116,7 +114,8 @@ class VLLMServerBackend:
     def unload_adapter(self, adapter: PublishedAdapter) -> None:
         """Let the server forget a version."""
         if self._ranks.is_main:
-            self._connected.unload_adapter(adapter.name)
+            with self._death_told():
+                self._connected.unload_adapter(adapter.name)
             self._loaded.remove(adapter.name)
 
     def sample(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]) -> list[Rollout]:
@@ -124,8 +123,25 @@ class VLLMServerBackend:
 
         Raises:
             ConfigError: The server reports log-probabilities of another distribution than it samples from.
+            EngineDiedError: The server was of the stage's own, and has ended.
             StageError: A request failed.
         """
+        rollouts: list[Rollout] = []
+        error: StageError | None = None
+        try:
+            rollouts = self._sample(prompts, sampling, seeds)
+        except StageError as caught:
+            error = caught
+        # With several ranks, whoever met the server alive has to start over with those who did not.
+        if self._is_own and any(self._ranks.gather([error is not None])) and self._ranks.broadcast(self._has_died()):
+            raise EngineDiedError(str(error or "another rank met it dead"), self._restart) from error
+        if error is not None:
+            raise error
+        return rollouts
+
+    def _sample(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> list[Rollout]:
         if sampling.temperature != 1.0 and not self._is_checked and prompts:
             self._check_logprobs_mode(prompts[0])
         pool = ThreadPoolExecutor(max_workers=self._max_parallel_requests, thread_name_prefix="vllm-request")
@@ -146,11 +162,13 @@ class VLLMServerBackend:
         """
         rows: list[list[tuple[int, float]]] = []
         if self._ranks.is_main:
-            rows = [list(self._next_token(prompt, temperature=1.0).items()) for prompt in prompts]
+            with self._death_told():
+                rows = [list(self._next_token(prompt, temperature=1.0).items()) for prompt in prompts]
         return [{int(token): float(value) for token, value in row} for row in self._ranks.broadcast(rows)]
 
     def close(self) -> None:
         """End a server that was started here; leave another one without our adapters."""
+        self._is_in_use = False
         client, self._client = self._client, None
         process, self._process = self._process, None
         if client is not None:
@@ -159,6 +177,51 @@ class VLLMServerBackend:
             client.close()
         if process is not None:
             process.close()
+
+    def _connect(self) -> None:
+        """Start a server where none is given, and find its base."""
+        address, config = self._server.address, self._server
+        if address is None:
+            address, self.api_key = self._start_own()
+        self._client = VLLMClient(
+            address,
+            self.api_key,
+            api_key_source=f"the environment variable {config.api_key_env}"
+            + ("" if self.api_key else ", which is not set"),
+            timeout_seconds=config.request_timeout_seconds,
+            max_connections=config.max_parallel_requests,
+            what_to_do=self._what_to_do,
+            max_retries=config.max_retries,
+            is_worth_retrying=self._is_worth_retrying,
+        )
+        self._model = self._base(self._max_length)
+        self._is_in_use = True
+
+    def _restart(self) -> None:
+        """A new server in place of one of the stage's own that has died."""
+        self.close()
+        self._loaded.clear()
+        self._connect()
+
+    def _is_worth_retrying(self) -> bool:
+        """A server that is given may come back; one that never answered, or our own that has ended, will not."""
+        if not self._is_own:
+            return self._is_in_use
+        return self._process is not None and self._process.is_running()
+
+    def _has_died(self) -> bool:
+        """Whether a server that this process started has ended, or is about to: its engine's death ends it."""
+        return self._process is not None and not self._process.stays_up()
+
+    @contextmanager
+    def _death_told(self) -> Iterator[None]:
+        """On one rank: tell a failed request from a server that is gone. Several wait for one another here."""
+        try:
+            yield
+        except StageError as error:
+            if self._ranks.size == 1 and self._has_died():
+                raise EngineDiedError(str(error), self._restart) from error
+            raise
 
     @property
     def _connected(self) -> VLLMClient:
@@ -174,12 +237,14 @@ class VLLMServerBackend:
         served: Path | str,
         max_length: int,
         seed: int,
-        log_path: Path,
     ) -> tuple[str, str]:
         reached = ["", ""]
+        self._num_started += 1
+        if self._num_started > 1:  # the log of the one that died stays
+            self._log_path = self._log_path.with_name(f"vllm-{self._num_started}.log")
         if self._ranks.is_main:
             arguments = server_arguments(engine, model, served=served, max_length=max_length, seed=seed)
-            self._process = VLLMProcess(arguments, kv_cache_gib=engine.kv_cache_gib, log_path=log_path)
+            self._process = VLLMProcess(arguments, kv_cache_gib=engine.kv_cache_gib, log_path=self._log_path)
             self._process.wait_until_ready(config.startup_timeout_seconds)
             reached = [self._process.address, self._process.api_key]
         address, key = self._ranks.broadcast(reached)

@@ -31,7 +31,7 @@ from stages.models.sources import resolve_base
 from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_tokenizer
 from stages.models.tuning import attach_adapter, lora_config, save_adapter
 from stages.sft.config import SFTConfig
-from stages.trainer_checkpoints import CheckpointCallback, restore_checkpoint
+from stages.trainer_faults import run_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +92,10 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=tokenizer,
-        callbacks=[MetricsCallback(context), CheckpointCallback(context)],
+        callbacks=[MetricsCallback(context)],
     )
     train_in_float32(trainer.model)
-    with context.interruption.deferred():
-        trainer.train(resume_from_checkpoint=restore_checkpoint(context))
+    run_trainer(trainer, "sft", config, model, context)
     metrics = {
         "data/train": float(len(train)),
         "data/held_out": float(len(held_out)),

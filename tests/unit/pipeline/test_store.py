@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import pipeline.store as store
-from data.errors import ModelError
+from data.errors import ConfigError, ModelError
 from pipeline.code_digest import import_closure, stage_code_digest
 from pipeline.config import PipelineConfig
 from pipeline.graph import downstream, stage_inputs, upstream
@@ -62,6 +62,30 @@ def test_checklist_52_what_changes_the_key(sections: dict[str, Any]) -> None:
 )
 def test_checklist_51_what_does_not_change_the_key(sections: dict[str, Any]) -> None:
     assert fingerprint(**sections) == fingerprint()
+
+
+def test_checklist_52_a_reward_of_the_users_own_counts_by_its_file_and_not_by_how_it_is_asked(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("def f(prompts, responses): ...\n", encoding="utf-8")
+
+    def asked(**settings: Any) -> str:
+        reward = {"type": "function", "source": f"{own}:f"} | settings
+        return fingerprint(ppo={"reward": reward})
+
+    before = asked()
+    assert before != fingerprint() and asked(timeout_seconds=9) == before
+    assert asked(source=f"{own}:g") != before
+    own.write_text("def f(prompts, responses): return []\n", encoding="utf-8")
+    assert asked() != before
+    own.unlink()
+    with pytest.raises(ConfigError, match=r"ppo\.reward\.source=.*: no file at "):
+        asked()
+
+    def served(**settings: Any) -> str:
+        return fingerprint(ppo={"reward": {"type": "remote", "address": "http://judge:1/", **settings}})
+
+    assert served(timeout_seconds=9, max_retries=0, token_env="T") == served()
+    assert served(address="http://judge:2/") != served()
 
 
 def test_checklist_52_inputs_count_by_digest_and_role() -> None:

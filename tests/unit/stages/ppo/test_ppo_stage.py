@@ -155,15 +155,19 @@ def test_checklist_49_the_state_before_the_failure_is_kept_and_loads(
         LearnedReward, "__call__",
         lambda self, episodes: judge(self, episodes) if not states else [math.nan] * len(episodes),
     )  # fmt: skip
-    kept = tmp_path / "run" / "ppo" / "kept"
-    with pytest.raises(StageError, match=r"1 batches or .*not finite \(scores\).* is kept in ") as caught:
+    kept = tmp_path / "run" / "ppo" / "checkpoints" / "step-00000001"
+    with pytest.raises(
+        StageError, match=r"1 batches or .*not finite \(scores\).*The state after step 1 is kept in "
+    ) as caught:
         _again(ppo_run, tmp_path, max_bad_steps=0)
-    assert str(caught.value).endswith(f"The state before it is kept in {kept}")
+    assert f"kept in {kept}: `rlhf resume run` goes on from there, with the same settings; changed " in str(
+        caught.value
+    )
     assert len(states) == 1
     fresh = make(PPOConfig.model_validate(ppo_run.spec.config))
     load_state(kept, fresh, learners(fresh))
     assert all(map(torch.equal, policy_parameters(fresh), states[0]))
-    assert fresh.num_steps == 1 and fresh.bad_steps.count == 1
+    assert fresh.num_steps == 1 and fresh.bad_steps.count == 0
 
 
 def test_demonstrations_are_mixed_in_and_have_to_fit(

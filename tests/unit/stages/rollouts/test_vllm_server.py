@@ -1,11 +1,9 @@
 """The client of a vLLM server and the process that is started, against a stand-in that answers as vLLM does."""
 
-import json
 import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,66 +12,13 @@ import pytest
 from pydantic import ValidationError
 
 from data.errors import ConfigError, StageError
-from stages.models.config import ModelConfig
 from stages.process_tree import tree_of
-from stages.ranks import Ranks
 from stages.rollouts import vllm_process
-from stages.rollouts.adapter_files import folder_digest
 from stages.rollouts.config import SamplingConfig, VLLMConfig, VLLMServerConfig
-from stages.rollouts.contract import PublishedAdapter
+from stages.rollouts.contract import EngineDiedError, PublishedAdapter
 from stages.rollouts.vllm_process import VLLMProcess, server_arguments
-from stages.rollouts.vllm_server import VLLMServerBackend
-from tests.vllm_stand_in import Behaviour, StandIn, logprobs
-
-EOS = 7
-PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13], [20, 21]]
-SAMPLING = SamplingConfig(max_new_tokens=6, temperature=0.7)
-
-Connect = Callable[..., VLLMServerBackend]
-
-
-@pytest.fixture
-def stand_in() -> Iterator[StandIn]:
-    server = StandIn(Behaviour())
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def model_section(base: str = "base", **other: Any) -> ModelConfig:
-    return ModelConfig.model_validate({"base": base, "dtype": "float32", "tuning": {"rank": 4, "alpha": 8}, **other})
-
-
-def backend_of(config: VLLMServerConfig, tmp_path: Path, *, served: str = "base", max_length: int = 64) -> Any:
-    return VLLMServerBackend(
-        config, VLLMConfig(), model_section(), served=served, eos_token_id=EOS, max_length=max_length, seed=5,
-        log_path=tmp_path / "vllm.log", ranks=Ranks(),
-    )  # fmt: skip
-
-
-@pytest.fixture
-def connect(stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
-    """Makes backends for the stand-in and closes them."""
-    made: list[VLLMServerBackend] = []
-    monkeypatch.setenv("STAND_IN_KEY", "right")
-
-    def make(*, max_length: int = 64, **settings: Any) -> VLLMServerBackend:
-        given = {"address": stand_in.address, "api_key_env": "STAND_IN_KEY", "request_timeout_seconds": 5} | settings
-        made.append(backend_of(VLLMServerConfig.model_validate(given), tmp_path, max_length=max_length))
-        return made[-1]
-
-    yield make
-    for backend in made:
-        backend.close()
-
-
-def published(folder: Path, version: int = 1, *, rank: int = 4) -> PublishedAdapter:
-    own = folder / f"v{version}"
-    own.mkdir()
-    (own / "adapter_config.json").write_text(json.dumps({"r": rank, "version": version}))
-    return PublishedAdapter(version, f"policy-v{version}", own, folder_digest(own))
+from tests.unit.stages.rollouts.served import EOS, PROMPTS, SAMPLING, Connect, backend_of, model_section, published
+from tests.vllm_stand_in import StandIn, logprobs
 
 
 def test_rollouts_are_read_token_by_token(connect: Connect, stand_in: StandIn, tmp_path: Path) -> None:
@@ -338,17 +283,23 @@ def test_a_server_of_its_own_is_started_used_and_ended(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("stand_in_process")
-def test_a_server_that_dies_in_the_middle_is_named_with_its_log(tmp_path: Path) -> None:
+def test_a_server_that_dies_is_named_with_its_log_and_another_takes_its_place(tmp_path: Path) -> None:
     backend = backend_of(VLLMServerConfig(), tmp_path)
     try:
         tree = tree_of(backend.process.pid)
         server = next(member for member in tree if "tests.vllm_stand_in" in member.cmdline()[2:3])
         server.kill()
-        with pytest.raises(StageError) as error:
+        with pytest.raises(EngineDiedError) as error:
             backend.sample(PROMPTS, SAMPLING, [1, 2, 3, 4])
         assert "it has ended with status 137; see its log" in str(error.value)
         assert str(tmp_path / "vllm.log") in str(error.value)
         assert "\n    arguments Namespace(host='127.0.0.1'" in str(error.value)
+        assert psutil.wait_procs(tree, timeout=5)[1] == []
+        error.value.restart()
+        tree = tree_of(backend.process.pid)
+        assert backend.load_adapter(published(tmp_path)).name == "policy-v1"
+        assert len(backend.sample(PROMPTS, SAMPLING, [1, 2, 3, 4])) == 4
+        assert {path.name for path in tmp_path.glob("*.log")} == {"vllm.log", "vllm-2.log"}
     finally:
         backend.close()
     assert psutil.wait_procs(tree, timeout=0)[1] == []

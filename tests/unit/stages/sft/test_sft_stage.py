@@ -179,7 +179,7 @@ def test_checklist_49_a_loss_that_is_no_number_ends_the_stage(
         return (loss[0] * float("nan"), *loss[1:]) if isinstance(loss, tuple) else loss * float("nan")
 
     monkeypatch.setattr(sft_stage.SFTTrainer, "compute_loss", broken)
-    with pytest.raises(StageError, match=r"step 1: the training loss is not a number; lower `learning_rate`"):
+    with pytest.raises(StageError, match=r"sft: step 1: the gradient is not finite; .*Lower `sft.learning_rate`"):
         _again(sft_run, tmp_path)
     assert not list((tmp_path / "store").iterdir()), "no half-written payload is left"
 
