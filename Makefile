@@ -18,7 +18,7 @@ endif
 EXTRAS ?= $(DEMO_EXTRAS)
 comma := ,
 
-.PHONY: demo test env env-test browser lint types imports unit contract integration gpu mutants faults smoke check clean
+.PHONY: demo test env env-test browser lint types imports unit contract integration gpu mutants faults chaos smoke clean
 
 demo: env
 	$(BIN)/rlhf run configs/quickstart.yaml
@@ -74,6 +74,10 @@ mutants:
 
 faults:
 	$(BIN)/python -m tests.mutation.faults
+
+# Half an hour on two cores: kills the smoke flow again and again, resumes it, and compares.
+chaos: env-test
+	$(BIN)/python -m tests.chaos
 
 smoke: env
 	$(BIN)/python -m tests.tiny llama outputs/tiny-llama

@@ -12,7 +12,8 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.chaos.flow import Target, run_whole
 from tests.chaos.plan import (
     DDP,
     INLINE,
+    KILLS_A_TRIAL,
     VLLM,
     ZERO,
     Trial,
@@ -32,8 +34,6 @@ from tests.chaos.plan import (
 )
 from tests.chaos.trials import Verdict, carry_out
 from tests.tiny import tiny_model_dir
-
-_KILLS_A_TRIAL = 4
 
 
 def main() -> int:
@@ -49,45 +49,40 @@ def main() -> int:
             lease.wait_until_healthy()
             os.environ["PREFECT_API_URL"] = lease.api_url
             base = tiny_model_dir("llama", folder / "llama", hidden=64)
-            for settings, trials in _parts(options, base, folder):
-                if not trials:
-                    continue
+            for whole, trials in _parts(options, base, folder):
                 for trial in trials:
-                    verdict = carry_out(trial, settings, folder)
+                    verdict = carry_out(trial, whole, folder)
                     verdicts.append(verdict)
                     _print(verdict)
         finally:
             lease.release()
-    kills = sum("SIGKILL" in hit.kind for verdict in verdicts for hit in verdict.hits)
+    killed = Counter(hit.stage for verdict in verdicts for hit in verdict.hits if "SIGKILL" in hit.kind)
     problems = [f"{verdict.trial}: {problem}" for verdict in verdicts for problem in verdict.problems]
     minutes = (time.monotonic() - start) / 60
-    print(f"\n{kills} kills in {len(verdicts)} runs, {minutes:.0f} min; {len(problems)} problems")
+    places = ", ".join(f"{number} in {stage}" for stage, number in killed.most_common())
+    print(f"\n{killed.total()} kills ({places}) in {len(verdicts)} runs, {minutes:.0f} min; {len(problems)} problems")
     print("\n".join(problems))
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=2), encoding="utf-8")
     return 1 if problems else 0
 
 
-def _parts(options: argparse.Namespace, base: Path, folder: Path) -> Sequence[tuple[Target, list[Trial]]]:
+def _parts(options: argparse.Namespace, base: Path, folder: Path) -> Iterator[tuple[Target, list[Trial]]]:
     """Whole runs with the trials that are compared with them; those that no trial needs are not run."""
-    rng = random.Random(options.seed)
 
     def chosen(trials: list[Trial]) -> list[Trial]:
         return [trial for trial in trials if not options.only or any(part in trial.name for part in options.only)]
 
-    parts = []
-    plain = Target(folder / "whole", "whole", base, INLINE)
-    fixed = [*aimed_trials(), *ended_trials(), *helper_trials(folder / "home-own")]
-    num_fixed = sum(len(trial.attacks) for trial in aimed_trials())
-    num_random = -(-max(options.kills - num_fixed, 0) // _KILLS_A_TRIAL)
-    if chosen(fixed) or not options.only or any("random" in part for part in options.only):
-        run_whole(plain)
-        parts.append((plain, chosen([*random_trials(plain, num_random, rng), *fixed])))
+    aimed = aimed_trials()
+    fixed = [*aimed, *ended_trials(), *helper_trials(folder / "home-own")]
+    num_random = -(-max(options.kills - sum(len(trial.attacks) for trial in aimed), 0) // KILLS_A_TRIAL)
+    if chosen(fixed) or any("random".startswith(part) or "random" in part for part in options.only):
+        plain = run_whole(Target(folder / "whole", "whole", base, INLINE))
+        yield plain, chosen([*random_trials(plain, num_random, random.Random(options.seed)), *fixed])
     for name, settings in {"vllm": VLLM, "ddp": DDP, "zero": ZERO}.items():
         trials = chosen([engine_trial(name, settings)])
         if trials:
-            parts.append((run_whole(Target(folder / f"whole-{name}", "whole", base, settings)), trials))
-    return parts
+            yield run_whole(Target(folder / f"whole-{name}", "whole", base, settings)), trials
 
 
 def _print(verdict: Verdict) -> None:

@@ -28,6 +28,9 @@ VLLM = (
 _RANKS = ("launch.num_processes=2", "sft.microbatch_size=8", "reward_model.microbatch_size=8", "ppo.microbatch_size=4")
 DDP = ("launch.mode=accelerate", *_RANKS)
 ZERO = ("launch.mode=deepspeed", *_RANKS)
+KILLS_A_TRIAL = 4
+"""Of a random trial: one in each training stage and one in any other."""
+
 _UNTRAINED = ("data", "preferences", "evaluation")
 _STEP_SECONDS = 0.4
 """A little more than a step of the smoke flow takes."""
@@ -49,7 +52,7 @@ class Trial:
 
 
 def random_trials(whole: Target, number: int, rng: random.Random) -> list[Trial]:
-    """Runs that are killed four times each: once in each training stage and once in any other."""
+    """Runs that are killed `KILLS_A_TRIAL` times each."""
     seconds = {stage["name"]: float(stage["seconds"]) for stage in whole.record()["stages"]}
     order = list(seconds)
     trials = []

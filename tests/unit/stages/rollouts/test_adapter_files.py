@@ -1,8 +1,8 @@
 """Versions of an adapter on their way: no name or folder twice, the digest of what lies there, removal."""
 
 import hashlib
-import multiprocessing
-import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,25 +129,23 @@ def test_another_rank_reads_what_the_main_one_wrote(shared: SharedBase, tmp_path
     assert sent.folder.is_dir(), "only the main rank deletes"
 
 
-def _publish_and_wait(folder: Path, ready: Any) -> None:
-    adapter_files._make_folder(folder)
-    ready.set()
-    signal.pause()
-
-
 def test_a_folder_whose_owner_was_killed_is_removed_by_the_next_one_and_others_stay(
     shared: SharedBase, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    owner = context.Process(target=_publish_and_wait, args=(tmp_path, ready))
-    owner.start()
-    assert ready.wait(60)
-    (theirs,) = tmp_path.iterdir()
+    theirs = tmp_path / "rlhf-adapter-theirs"
+    theirs.mkdir()
+    program = (
+        "import fcntl, os, signal, sys\n"
+        "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+        "print('held', flush=True); signal.pause()"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", program, str(theirs)], stdout=subprocess.PIPE)
+    assert owner.stdout is not None and owner.stdout.readline() == b"held\n"
     living = _files(shared, tmp_path)
     assert theirs.is_dir()
     owner.kill()
-    owner.join()
+    owner.wait()
+    owner.stdout.close()
     last = _files(shared, tmp_path)
     assert {path for path in tmp_path.iterdir()} == {living.folder, last.folder}
     last.close()
