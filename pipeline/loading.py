@@ -193,7 +193,8 @@ def _resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "c
 def _resolve_ppo(config: PipelineConfig, ppo: PPOConfig) -> dict[str, Any]:
     found: dict[str, Any] = {"whiten_advantages": ppo.whitens_advantages}
     if ppo.has_critic and ppo.critic_init == "auto":
-        found["critic_init"] = "reward_model" if config.own_reward_base is None else "zero"
+        is_like_it = config.own_reward_base is None and ppo.reward is None
+        found["critic_init"] = "reward_model" if is_like_it else "zero"
     found["share_first_pass"] = ppo.shares_first_pass and config.launch.num_processes == 1
     if ppo.cache_trunk == "auto" and config.model.tuning.layers is None:
         found["cache_trunk"] = False  # with `layers` it stays open: only the loaded model tells whether it can be cut

@@ -88,8 +88,8 @@ def _stage_remedies(stage: str, part: str, config: Section, ranks: int) -> Itera
         case "ppo", "generate" | "sync":
             yield from _rollout_remedies(stage, config, "generate_batch_size", config.get("batch_size"))
         case "ppo", _:
-            if config.get("share_first_pass") is True:
-                yield "set `ppo.share_first_pass: auto`"
+            if config.get("share_first_pass") is True and config["minibatch_size"] != config["microbatch_size"]:
+                yield "set `ppo.share_first_pass: false`"  # it keeps the graph of a whole minibatch
             if config.get("microbatch_tokens") is not None:
                 yield from _halved("ppo.microbatch_tokens", config["microbatch_tokens"])
             yield from _smaller_microbatch(stage, config, "minibatch_size", ranks)

@@ -29,6 +29,10 @@ _PASSING = (429, 502, 503, 504)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
+class NoAnswerError(StageError):
+    """A server did not answer, or had an error of its own (5xx): unlike one that refuses, it may be about to end."""
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """One entry of `/v1/models`.
@@ -158,7 +162,7 @@ class VLLMClient:
                 f"rollout.server: {self.address} has no /v1/load_lora_adapter, and adapters have to be loaded while it "
                 f"runs; start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora"
             )
-        raise StageError(
+        raise _error_of(response)(
             f"rollout.server: {self.address} refused adapter {name} in {folder}: {_message(response)}; needed are "
             f"--enable-lora, --max-lora-rank of at least {rank}, a LoRA without DoRA, and a folder that the server "
             f"reads under the same path: start it so, or set `rollout.server.adapter_dir`"
@@ -172,7 +176,7 @@ class VLLMClient:
         """
         response = self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
         if not response.is_success and not (response.status_code == 404 and _was_sent_again(response)):
-            raise StageError(
+            raise _error_of(response)(
                 f"rollout.server: {self.address} did not unload adapter {name}: {_message(response)}; it has to stay "
                 f"under this stage's control: use a server that nobody else loads adapters into"
             )
@@ -227,7 +231,7 @@ class VLLMClient:
             remedy = "start it so, or change `rollout`" if response.is_client_error else self._what_to_do()
             if response.status_code == 404:  # started anew by somebody else, it does not know our adapter
                 remedy = "if it was started anew, `rlhf resume` sends it the adapter again"
-            raise StageError(
+            raise _error_of(response)(
                 f"rollout.server: {self.address} answered {response.status_code} to a prompt of {len(prompt)} tokens "
                 f"for {model}: {_message(response)}; a server that samples {max_tokens} tokens at temperature "
                 f"{temperature:g} with {num_logprobs} log-probabilities beside each is needed: {remedy}"
@@ -284,22 +288,22 @@ class VLLMClient:
     def _may_retry(self, retry: int) -> bool:
         return retry < self._max_retries and self._is_worth_retrying()
 
-    def _failure(self, path: str, error: httpx.TransportError) -> StageError:
+    def _failure(self, path: str, error: httpx.TransportError) -> NoAnswerError:
         """What it means that no answer came."""
         match error:
             case httpx.ConnectError() | httpx.ConnectTimeout():
-                return StageError(
+                return NoAnswerError(
                     f"rollout.server: nothing answers at {self.address} ({error}); a vLLM server that runs is needed: "
                     f"{self._what_to_do()}"
                 )
             case httpx.TimeoutException():
-                return StageError(
+                return NoAnswerError(
                     f"rollout.server: {self.address} did not answer {path} within {self._timeout_seconds:g} s; it is "
                     f"stuck or has too much to do: raise `rollout.server.request_timeout_seconds`, or lower "
                     f"`rollout.server.max_parallel_requests`. {self._what_to_do()}"
                 )
             case _:
-                return StageError(
+                return NoAnswerError(
                     f"rollout.server: {self.address} broke off while it answered {path} ({error}); a server that keeps "
                     f"running is needed: {self._what_to_do()}"
                 )
@@ -317,6 +321,10 @@ def _was_sent_again(response: httpx.Response) -> bool:
     """Whether an earlier answer to the same request may have been lost."""
     retries: int = response.extensions.get(_RETRIES, 0)
     return retries > 0
+
+
+def _error_of(response: httpx.Response) -> type[StageError]:
+    return NoAnswerError if response.is_server_error else StageError
 
 
 def _token_id(token: str) -> int:

@@ -18,7 +18,7 @@ from stages.ranks import Ranks
 from stages.rollouts.adapter_files import folder_digest
 from stages.rollouts.config import SamplingConfig, VLLMConfig, VLLMServerConfig
 from stages.rollouts.contract import EngineDiedError, LoadedAdapter, PublishedAdapter, Rollout
-from stages.rollouts.vllm_client import Completion, VLLMClient
+from stages.rollouts.vllm_client import Completion, NoAnswerError, VLLMClient
 from stages.rollouts.vllm_limits import MAX_LOGPROBS
 from stages.rollouts.vllm_process import VLLMProcess, server_arguments
 
@@ -133,7 +133,8 @@ class VLLMServerBackend:
         except StageError as caught:
             error = caught
         # With several ranks, whoever met the server alive has to start over with those who did not.
-        if self._is_own and any(self._ranks.gather([error is not None])) and self._ranks.broadcast(self._has_died()):
+        had_no_answer = isinstance(error, NoAnswerError)
+        if self._is_own and any(self._ranks.gather([had_no_answer])) and self._ranks.broadcast(self._has_died()):
             raise EngineDiedError(str(error or "another rank met it dead"), self._restart) from error
         if error is not None:
             raise error
@@ -218,7 +219,7 @@ class VLLMServerBackend:
         """On one rank: tell a failed request from a server that is gone. Several wait for one another here."""
         try:
             yield
-        except StageError as error:
+        except NoAnswerError as error:
             if self._ranks.size == 1 and self._has_died():
                 raise EngineDiedError(str(error), self._restart) from error
             raise

@@ -1,8 +1,10 @@
 """A real `vllm serve` on the CPU, started by the backend: what was sent acts, and nothing of it stays."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -204,6 +206,36 @@ def test_a_wrong_key_an_unfit_adapter_and_a_long_prompt_are_refused(
     parts.engine.load_policy("policy")
     with pytest.raises(StageError, match=r"answered 400 to a prompt of 130 tokens"):
         parts.engine.generate([[5] * 130], SAMPLING, seeds=[1])
+
+
+def test_an_engine_that_is_killed_in_the_middle_of_generating_comes_back_with_the_same_responses(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine's process, below the server that answers: what a GPU's fault or the system's want of memory ends."""
+    engine, backend = parts.engine, parts.backend
+    prompts, seeds = PROMPTS * 8, row_seeds(4, len(PROMPTS) * 8)
+    engine.load_policy("policy")
+    undisturbed = engine.generate(prompts, SAMPLING, seeds=seeds)
+    assert backend.process is not None
+    tree = tree_of(backend.process.pid)
+    victim = next(member for member in tree if "EngineCore" in f"{member.cmdline()} {member.name()}")
+    complete, answered = VLLMClient.complete, [0]
+
+    def killing(self: VLLMClient, *arguments: Any, **others: Any) -> Any:
+        found = complete(self, *arguments, **others)
+        answered[0] += 1
+        if answered[0] == 6:
+            victim.kill()
+        return found
+
+    monkeypatch.setattr(VLLMClient, "complete", killing)
+    monkeypatch.setattr(backend, "_max_parallel_requests", 3)
+    with caplog.at_level(logging.WARNING):
+        assert same(engine.generate(prompts, SAMPLING, seeds=seeds), undisturbed)
+    assert "the rollout engine died and is started again" in caplog.text
+    assert engine.load_policy("policy").metrics["rollout/engine_restarts"] == 1.0
+    assert psutil.wait_procs(tree, timeout=0)[1] == [], "nothing of the first server is left"
+    assert largest_gap(parts.shared_base, engine.generate(prompts, SAMPLING, seeds=seeds)) < 1e-4
 
 
 def test_nothing_is_left_after_close(parts: Parts) -> None:
