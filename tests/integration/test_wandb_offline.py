@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config import TrackingConfig
 from pipeline.tracking import Tracker, start_tracker
-from stages.metrics import MetricsWriter
+from stages.metrics import MetricsWriter, cut_metrics
 from tests.processes import has_ended
 
 ROWS = [
@@ -49,6 +49,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         summary |= update.get("update", {})
     return {
         "group": run["run_group"],
+        "name": run["display_name"],
         "job_type": run["job_type"],
         "config": config,
         "summary": summary,
@@ -91,6 +92,33 @@ def wait_for(condition: Any, seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < limit, "this should have happened by now"
         time.sleep(0.05)
+
+
+def test_a_resumed_stage_is_a_new_segment_of_the_group_with_its_whole_curve(tmp_path: Path) -> None:
+    run_dir = tmp_path / "outputs" / "first"
+    metrics = run_dir / "ppo" / "metrics.jsonl"
+    killed = start_tracker(TrackingConfig(mode="offline"), run="first", run_dir=run_dir)
+    killed.stage_started("ppo", {}, {}, {}, metrics)
+    with MetricsWriter(metrics) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"train/loss": float(step)})
+    killed.close()  # it says nothing of the stage's end, as when the flow is killed
+
+    resumed = start_tracker(TrackingConfig(mode="offline"), run="first", run_dir=run_dir, segment=2)
+    resumed.stage_started("ppo", {}, {}, {}, metrics)
+    cut_metrics(metrics, 2)
+    with MetricsWriter(metrics) as writer:
+        for step in (3, 4):
+            writer.write(step, {"train/loss": float(step)})
+    resumed.stage_finished("ppo", {"fingerprint": "f", "metrics": {}}, "failed")
+    resumed.close()
+
+    found = [read_run(folder) for folder in sorted((run_dir / "wandb").glob("offline-run-*"))]
+    first, second = sorted(found, key=lambda run: str(run["name"]))
+    assert (first["group"], first["name"], first["config"]["segment"]) == ("first", "first-ppo", 1)
+    assert (second["group"], second["name"], second["config"]["segment"]) == ("first", "first-ppo-2", 2)
+    assert [row["_step"] for row in first["history"]] == [1, 2, 3]
+    assert [row["_step"] for row in second["history"]] == [1, 2, 3, 4]
 
 
 def test_two_stages_are_two_runs_of_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
