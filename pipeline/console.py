@@ -5,8 +5,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.redaction import redact
-
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -31,8 +29,7 @@ class Console:
         self._last_plain = 0.0
 
     def line(self, text: str) -> None:
-        """Print one line, without secrets."""
-        text = redact(text)
+        """Print one line."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -22,7 +22,6 @@ from typing import Any, TextIO
 from data.errors import StageError, UserError
 from pipeline.children import python_command, run_child
 from pipeline.config import DISTRIBUTED_STAGES, LaunchConfig, PipelineConfig
-from pipeline.redaction import redact
 from stages.artifacts import write_json
 from stages.memory_errors import memory_advice
 from stages.models.sources import base_kind, offline_environment
@@ -88,7 +87,6 @@ def execute(spec: StageSpec, launch: LaunchConfig, log: Log, progress: Progress)
     with (spec.stage_dir / "log.txt").open("a", encoding="utf-8") as file:
 
         def write(line: str) -> None:
-            line = redact(line)
             with contextlib.suppress(OSError):  # a full disk: whoever reads the stage's output has to go on reading
                 file.write(line + "\n")
                 file.flush()
@@ -107,7 +105,7 @@ def _execute_inline(spec: StageSpec, log_file: TextIO, log: Log, progress: Progr
     except UserError:
         raise
     except Exception:  # of whatever kind: a process of its own would leave its traceback in the log, too
-        log_file.write(redact(traceback.format_exc()))
+        log_file.write(traceback.format_exc())
         raise
 
 
@@ -122,7 +120,6 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
     causes: list[str] = []
 
     def on_line(line: str) -> None:
-        line = redact(line)
         before, marker, payload = line.partition(_USER_ERROR)
         if marker:
             user_errors.append(json.loads(payload))

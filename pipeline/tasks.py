@@ -7,11 +7,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from data.errors import ConfigError, StageError
+from data.errors import ConfigError
 from pipeline.console import duration, metrics_text
 from pipeline.launch import Log, Progress, execute
 from pipeline.locks import locked
-from pipeline.redaction import redact
 from pipeline.runs import artifact_record
 from pipeline.session import Recorded, Session
 from pipeline.store import LOCKS, adopt, lookup, model_section, stage_fingerprint, stage_section, verify_recorded
@@ -79,11 +78,8 @@ def run_stage_task(
             return _execute(session, stage, inputs, fingerprint, log, progress, start)
     except BaseException as error:  # Ctrl-C too: whatever ends a stage, `run.json` says so
         seconds = round(time.monotonic() - start, 3)
-        text = redact(str(error))
         with suppress(OSError):  # a full disk is what `error` says already
-            run.update_stage(stage, status="failed", seconds=seconds, error=text or type(error).__name__)
-        if text != str(error):  # Prefect keeps the text of what is raised
-            raise StageError(text) from None
+            run.update_stage(stage, status="failed", seconds=seconds, error=str(error) or type(error).__name__)
         raise
     finally:
         session.console.end_progress()

@@ -16,7 +16,6 @@ import stages.run
 from pipeline.cli import main
 from tests import stand_in
 from tests.processes import has_ended
-from tests.secrets import SECRETS, found_secrets, plant
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -214,23 +213,6 @@ def test_process_that_fails(
     monkeypatch.setenv("RLHF_STAND_IN", f"data={what}")
     assert main(in_process) == code
     assert text in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("mode", ["inline", "process"])
-def test_a_secret_that_a_stage_says_reaches_no_file_and_not_the_screen(
-    mode: str, in_process: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path
-) -> None:
-    plant(monkeypatch)
-    monkeypatch.setenv("RLHF_STAND_IN", "data=leak")
-    command = [*in_process, "--set", f"launch.mode={mode}"]
-    assert main(command) == 1
-    said = "".join(capfd.readouterr())
-    assert "401 for Bearer ***PLANTED_TOKEN***" in said
-    assert not any(value in said for value in SECRETS.values())
-    log = (folder / "outputs" / "p" / "data" / "log.txt").read_text(encoding="utf-8")
-    assert "asking with ***PLANTED_TOKEN***" in log
-    assert "***PLANTED_TOKEN***" in read_run(folder, "p")["stages"][0]["error"]
-    assert found_secrets(folder / "outputs", Path(os.environ["PREFECT_HOME"])) == []
 
 
 def test_cancelled_run_leaves_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
