@@ -135,7 +135,7 @@ class VLLMServerBackend:
         # With several ranks, whoever met the server alive has to start over with those who did not.
         had_no_answer = isinstance(error, NoAnswerError)
         if self._is_own and any(self._ranks.gather([had_no_answer])) and self._ranks.broadcast(self._has_died()):
-            raise EngineDiedError(str(error or "another rank met it dead"), self._restart) from error
+            raise self._death() from error
         if error is not None:
             raise error
         return rollouts
@@ -214,6 +214,10 @@ class VLLMServerBackend:
         """Whether a server that this process started has ended, or is about to: its engine's death ends it."""
         return self._process is not None and not self._process.stays_up()
 
+    def _death(self) -> EngineDiedError:
+        """How the server is, in place of what a dying one answered."""
+        return EngineDiedError(f"rollout.server: {self.address} has died: {self._what_to_do()}", self._restart)
+
     @contextmanager
     def _death_told(self) -> Iterator[None]:
         """On one rank: tell a failed request from a server that is gone. Several wait for one another here."""
@@ -221,7 +225,7 @@ class VLLMServerBackend:
             yield
         except NoAnswerError as error:
             if self._ranks.size == 1 and self._has_died():
-                raise EngineDiedError(str(error), self._restart) from error
+                raise self._death() from error
             raise
 
     @property

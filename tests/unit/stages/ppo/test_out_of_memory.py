@@ -19,6 +19,7 @@ from stages.rollouts.hf_engine import HFEngine
 from stages.run import StageSpec
 from tests.unit.stages.parts import Executed, run_quietly
 from tests.unit.stages.ppo.test_faults import elsewhere, failing_at
+from tests.unit.stages.ppo.trainers import spy
 from tests.unit.stages.test_resume import rows, scramble
 from tests.unit.stages.test_training_faults import CUDA_TEXT
 
@@ -52,10 +53,14 @@ def test_the_part_that_ran_out_of_memory_is_named_with_its_setting_and_the_state
     assert (spec.stage_dir / "checkpoints" / "step-00000001" / "checkpoint.json").is_file()
 
 
-def test_fewer_prompts_a_call_of_generate_give_the_same_policy(ppo_run: Executed, tmp_path: Path) -> None:
+def test_fewer_prompts_a_call_of_generate_give_the_same_policy(
+    ppo_run: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the message advises: every response has a random stream of its own, and the rest is rounding."""
     config = PPOConfig.model_validate(ppo_run.spec.config | {"generate_batch_size": 3}).model_dump(mode="json")
+    calls = spy(monkeypatch, HFEngine, "_generate_batch")
     found = rows(run_rows(replace(elsewhere(ppo_run, tmp_path), config=config)))
+    assert [len(arguments[1]) for arguments, _, _ in calls] == [3, 3, 2] * 3
     for one, other in zip(found, rows(ppo_run.spec), strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
