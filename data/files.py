@@ -159,11 +159,12 @@ def text_lines(path: Path, *, bounded: bool = True) -> Iterator[str]:
     """
     offset = 0
     with open_data_file(path) as file:
-        number = 0
+        number, sniffed = 0, False
         while raw := file.readline(MAX_LINE_BYTES + 1 if bounded else -1):
             number += 1
-            if number == 1:
-                _check_content(path, raw)
+            if not sniffed and raw.strip():
+                _check_content(path, number, raw)
+                sniffed = True
             line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
             if b"\0" in line:
                 raise DataError(
@@ -187,14 +188,14 @@ def text_lines(path: Path, *, bounded: bool = True) -> Iterator[str]:
             offset += len(raw)
 
 
-def _check_content(path: Path, head: bytes) -> None:
+def _check_content(path: Path, number: int, head: bytes) -> None:
     """Name what is no text of rows by its first bytes, which says more than the first byte that is not UTF-8."""
     for magic, what, remedy in _MAGIC:
         if head.startswith(magic) or head[:40].lstrip().lower().startswith(magic):
-            raise DataError(f"{path}:1: holds {what}, not text; rows in UTF-8 text are needed; {remedy}")
+            raise DataError(f"{path}:{number}: holds {what}, not text; rows in UTF-8 text are needed; {remedy}")
     for marks, encoding in _OTHER_MARKS:
         if head.startswith(marks):
             raise DataError(
-                f"{path}:1: text in {encoding} (by its byte order mark); UTF-8 text is needed; convert it, e.g. "
+                f"{path}:{number}: text in {encoding} (by its byte order mark); UTF-8 text is needed; convert it, e.g. "
                 f"`iconv -f {encoding} -t UTF-8`"
             )

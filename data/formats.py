@@ -19,7 +19,7 @@ from data.conversations import (
 )
 from data.errors import DataError
 from data.parsed import NothingLeft, Parsed, R, distinct_records
-from data.quarantine import Skipped, leave_quarantine
+from data.quarantine import REASONS, Skipped, leave_quarantine
 from data.readers import Row
 from data.schema import Demonstration, Kind, Message, PreferencePair, Prompt, PromptRecord, is_empty_prompt
 from data.shown import described, nearest, shown_list
@@ -217,9 +217,11 @@ def _parse(
     parsed = distinct_records(results, repeats_are_natural=record_format not in _OWN_FORMATS[kind])
     if not parsed.records:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(parsed.skipped.items())) or "no rows"
+        main = parsed.skipped.most_common(1)
+        remedy = f": {REASONS[main[0][0]][0]}; {REASONS[main[0][0]][1]}" if main else ""
         raise NothingLeft(
             f"{name}: no {kind} are left{last_row} ({reasons}); at least one usable row is needed; check the "
-            f"file, `{name}.format` and `{name}.columns`",
+            f"file, `{name}.format` and `{name}.columns`{remedy}",
             parsed.quarantine,
         )
     return parsed

@@ -19,6 +19,60 @@ from data.readers import Row
 from data.shown import shown
 
 QUARANTINE = "quarantine.jsonl"
+REASONS: dict[str, tuple[str, str]] = {
+    "broken_unicode": (
+        "whole characters are needed, and these rows hold one half of a pair that JSON wrote as two",
+        "write the file again from its source, and cut texts between characters",
+    ),
+    "contradicting_pair": (
+        "one verdict on two responses is needed, and these pairs stand in the file both ways round",
+        "decide which response is better, or leave both rows out",
+    ),
+    "duplicate": ("each row is needed once, and these repeat earlier ones", "remove the repeated rows"),
+    "empty_prompt": (
+        "a prompt with text is needed",
+        "fill the prompts, or read text without prompts with `format: text`",
+    ),
+    "empty_response": ("a response with text is needed", "fill the responses, or remove the rows"),
+    "empty_turn": ("text in each turn of user and assistant is needed", "fill or remove the empty turns"),
+    "ends_without_response": (
+        "conversations that end with the assistant's turn are needed in `chosen` and `rejected`",
+        "cut the conversations after the responses to compare",
+    ),
+    "equal_responses": (
+        "two different responses are needed, and here `chosen` and `rejected` are the same but for outer space",
+        "check that both columns were written from different responses",
+    ),
+    "message_without_text": (
+        "text in each message is needed, and here the content is null",
+        "remove tool calls without text, or write them as text",
+    ),
+    "no_assistant_turn": ("an assistant's turn to learn from is needed", "add the responses to the conversations"),
+    "no_turns": (
+        "turns are needed: a list of messages that is not empty, or a transcript that starts with `Human:`",
+        "repair the conversations, or set another `format`",
+    ),
+    "no_user_turn": ("a user's turn is needed", "add what the assistant answers"),
+    "prompt_ends_with_assistant": (
+        "prompts that end with the user's turn are needed",
+        "move the assistant's last turn from the prompt into the response",
+    ),
+    "prompts_differ": (
+        "`chosen` and `rejected` that answer the same prompt are needed, and these part before the assistant's turn",
+        "pair responses to one prompt",
+    ),
+    "starts_without_user": ("conversations that the user begins are needed", "remove the assistant's first turn"),
+    "system_turn_in_the_middle": (
+        "system text at the start alone is needed, since chat templates refuse it elsewhere",
+        "move it to the start, or into the user's turn",
+    ),
+    "turns_do_not_alternate": (
+        "turns of user and assistant in alternation are needed",
+        "join neighbouring turns of one speaker",
+    ),
+}
+"""What each reason says is needed, and what to do."""
+
 _NUM_SHOWN = 3
 _MAX_DEPTH = 32
 
@@ -59,11 +113,12 @@ def check_share(skipped: Sequence[Skipped], num_rows: int, max_share: float, *, 
     if len(skipped) <= max_share * num_rows:
         return
     reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(count_reasons(skipped).items()))
-    first = "; ".join(f"{each.row.origin} {each.reason}" for each in skipped[:_NUM_SHOWN])
+    first = ", ".join(f"{each.row.origin} {each.reason}" for each in skipped[:_NUM_SHOWN])
     where = leave_quarantine(quarantine, name, skipped)
+    needed, remedy = REASONS[count_reasons(skipped).most_common(1)[0][0]]
     raise DataError(
-        f"{name}: {len(skipped)} of {num_rows} rows would be skipped ({reasons}), the first at {first}; at most "
-        f"{max_share:.4g} of them may be; repair the rows ({where}), or raise `data.max_skipped_share`"
+        f"{name}: {len(skipped)} of {num_rows} rows would be skipped ({reasons}): {first}; {needed}; {remedy} "
+        f"({where}), or raise `data.max_skipped_share` from {max_share:.4g}"
     )
 
 

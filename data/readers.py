@@ -82,8 +82,11 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
         try:
             value = _DECODER.decode(line.rstrip())
         except (ValueError, RecursionError) as error:
-            what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            remedy = "name it .json if it is one list" if line.strip() == "[" else "repair or remove the line"
+            if isinstance(error, json.JSONDecodeError):
+                what = f"{error.msg} at column {error.colno}"
+                remedy = "name it .json if it is one list" if line.strip() == "[" else "repair or remove the line"
+            else:
+                what, remedy = _what_and_remedy(error)
             raise DataError(
                 f"{path}:{number}: broken JSON ({what}); one JSON object a line is needed; {remedy}"
             ) from None
@@ -128,7 +131,7 @@ def _json_items(text: str) -> Iterator[tuple[Any, int]]:
             except json.JSONDecodeError:
                 raise
             except (ValueError, RecursionError) as error:
-                raise json.JSONDecodeError(str(error), text, index) from None
+                raise json.JSONDecodeError(_what_and_remedy(error)[0], text, index) from None
             yield value, line
             index = after_space(index)
             if text[index : index + 1] != ",":
@@ -141,17 +144,27 @@ def _json_items(text: str) -> Iterator[tuple[Any, int]]:
         raise json.JSONDecodeError("Extra data", text, index)
 
 
+class _UnclearJSONError(ValueError):
+    """What other readers of JSON accept, and each in its own way: what it is, and what to write instead."""
+
+
+def _what_and_remedy(error: Exception) -> tuple[str, str]:
+    if isinstance(error, _UnclearJSONError):
+        return error.args[0], error.args[1]
+    return str(error), "shorten or remove the line"  # numbers and nesting without end
+
+
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key `{shown(twice)}` stands twice in one object")
+        raise _UnclearJSONError(f"the key `{shown(twice)}` stands twice in one object", "keep one of the two")
     return values
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise _UnclearJSONError(f"{name} is no number of JSON", "write null or a number instead")
 
 
 # Python's own reader takes the last of equal keys and reads NaN: both would hide that the file is not what it seems.
