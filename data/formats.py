@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data.cells import margin_in, prompt_in, text_in
 from data.config import RecordFormat, SourceConfig
 from data.conversations import (
     SkippedRow,
@@ -22,7 +23,10 @@ from data.parsed import NothingLeft, Parsed, R, distinct_records
 from data.quarantine import REASONS, Skipped, leave_quarantine
 from data.readers import Row
 from data.schema import Demonstration, Kind, Message, PreferencePair, Prompt, PromptRecord, is_empty_prompt
-from data.shown import described, nearest, shown_list
+from data.shown import nearest, shown_list
+
+MAX_ROW_CHARS = 1_000_000
+"""Most characters of a row: some 200 000 tokens, more than a step of training holds. The stages count in tokens."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction", "output"),
@@ -210,7 +214,9 @@ def _parse(
                     f"the column that holds it: `{name}.columns: {{{column}: {near or 'present'}}}`"
                 )
         try:
-            results.append((row, finish(_draft(renamed, record_format, kind, name))))
+            draft = _draft(renamed, record_format, kind, name)
+            _require_length(draft)
+            results.append((row, finish(draft)))
         except SkippedRow as reason:
             results.append(Skipped(row, str(reason)))
     # Rows of a richer format repeat what is taken of them by nature: several pairs share a prompt or a response.
@@ -250,7 +256,7 @@ def _rename(row: Row, columns: Mapping[str, str], name: str) -> Row:
 
 def _draft(row: Row, record_format: str, kind: Kind, name: str) -> _Draft:
     def text(column: str) -> str:
-        return _text(row, column, name)
+        return text_in(row, column, name)
 
     match record_format:
         case "instruction":
@@ -258,7 +264,7 @@ def _draft(row: Row, record_format: str, kind: Kind, name: str) -> _Draft:
             content = "\n\n".join(part for part in parts if part.strip())
             return _Draft((Message(role="user", content=content),), text("output"))
         case "prompt_response":
-            prompt = _text_or_messages(row, "prompt", name)
+            prompt = prompt_in(row, "prompt", name)
             if is_empty_prompt(prompt):  # plain text without prompts has a format of its own
                 raise SkippedRow("empty_prompt")
             return _Draft(prompt, text("response"))
@@ -267,11 +273,11 @@ def _draft(row: Row, record_format: str, kind: Kind, name: str) -> _Draft:
         case "messages":
             return _last_turn(parse_messages(row, "messages", name), kind)
         case "preference":
-            return replace(_pair(row, name), margin=_margin(row, name))
+            return replace(_pair(row, name), margin=margin_in(row, name))
         case "hh":
             return _Draft(*common_prompt(parse_hh_turns(text("chosen")), parse_hh_turns(text("rejected"))))
         case _:
-            return _Draft(_text_or_messages(row, "prompt", name))
+            return _Draft(prompt_in(row, "prompt", name))
 
 
 def _last_turn(messages: Sequence[Message], kind: Kind) -> _Draft:
@@ -285,8 +291,8 @@ def _last_turn(messages: Sequence[Message], kind: Kind) -> _Draft:
 
 
 def _pair(row: Row, name: str) -> _Draft:
-    prompt = _text_or_messages(row, "prompt", name) if "prompt" in row.values else None
-    chosen, rejected = (_text_or_messages(row, column, name) for column in ("chosen", "rejected"))
+    prompt = prompt_in(row, "prompt", name) if "prompt" in row.values else None
+    chosen, rejected = (prompt_in(row, column, name) for column in ("chosen", "rejected"))
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
             raise DataError(
@@ -335,6 +341,12 @@ def _prompt(draft: _Draft) -> PromptRecord:
     return PromptRecord(prompt=_checked(draft.prompt))
 
 
+def _require_length(draft: _Draft) -> None:
+    prompt = draft.prompt if isinstance(draft.prompt, str) else "".join(turn.content for turn in draft.prompt)
+    if len(prompt) + len(draft.response) + len(draft.rejected) > MAX_ROW_CHARS:
+        raise SkippedRow("too_long")
+
+
 def _require(text: str, reason: str) -> None:
     if not text.strip():
         raise SkippedRow(reason)
@@ -358,36 +370,3 @@ def _encodable(text: str) -> str:
     except UnicodeEncodeError:
         raise SkippedRow("broken_unicode") from None
     return text
-
-
-def _text(row: Row, column: str, name: str) -> str:
-    value = row.values.get(column)
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    raise DataError(
-        f"{row.origin}: {name}: column `{column}` holds {described(value)}; text is needed; "
-        f"convert the column, or set `{name}.format`"
-    )
-
-
-def _text_or_messages(row: Row, column: str, name: str) -> Prompt:
-    value = row.values.get(column)
-    return _text(row, column, name) if value is None or isinstance(value, str) else parse_messages(row, column, name)
-
-
-def _margin(row: Row, name: str) -> float | None:
-    value = row.values.get("margin")
-    if value is None or value == "":
-        return None
-    try:
-        margin = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        margin = float("nan")
-    if margin - margin != 0.0:  # NaN or infinite
-        raise DataError(
-            f"{row.origin}: {name}: column `margin` holds {described(value)}; a finite number is needed; "
-            f"correct it or leave it empty"
-        )
-    return margin

@@ -66,6 +66,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "system text at the start alone is needed, since chat templates refuse it elsewhere",
         "move it to the start, or into the user's turn",
     ),
+    "too_long": (
+        "a million characters in a row at most are needed, since no step of training holds more",
+        "cut these texts into parts, or check how the rows are parted",
+    ),
     "turns_do_not_alternate": (
         "turns of user and assistant in alternation are needed",
         "join neighbouring turns of one speaker",

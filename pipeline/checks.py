@@ -57,6 +57,13 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
                 )  # fmt: skip
         except UserError as error:
             problems.append(str(error))
+    prompts = config.data.prompts or config.data.preferences or config.data.demonstrations
+    if config.evaluation is not None and prompts is not None and prompts.held_out == 0.0:
+        kind = next(kind for kind in reversed(KINDS) if getattr(config.data, kind) is not None)
+        problems.append(
+            f"data.{kind}.held_out: 0 holds no prompt out; `evaluation` needs two or more at the end of the run; raise "
+            f"it, or set `evaluation: null`"
+        )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
 

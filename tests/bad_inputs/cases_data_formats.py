@@ -118,6 +118,10 @@ SETTINGS = [
              "set `path`", "for files on this machine"),
     DataCase("hub_id_that_is_a_path", {}, {"preferences": {"hub": "./data/pairs"}},
              "`hub: ./data/pairs` is no id like `owner/name`", "set `path`", "for files on this machine"),
+    DataCase("nothing_held_out_for_the_evaluation", {"p.jsonl": pairs(9)},
+             {"preferences": {"path": "p.jsonl", "held_out": 0}}, "data.preferences.held_out: 0 holds no prompt out",
+             "`evaluation` needs two or more", "raise it, or set `evaluation: null`", 
+             sections={"evaluation": {}, "ppo": {}, "reward_model": {}}),
     DataCase("share_over_one", {"p.jsonl": pairs(9)}, {"preferences": {"path": "p.jsonl"}, "max_skipped_share": 5},
              "data.max_skipped_share: found 5", "must be at most 1", "correct it"),
 ]  # fmt: skip

@@ -38,6 +38,7 @@ PAIRS = [
           {"prompt": None, "chosen": [_U, _A], "rejected": [turn("user", "other"), _A]}),
     _pair("ends_without_response", "conversation_without_response",
           {"prompt": None, "chosen": [_U, _A], "rejected": [_U]}),
+    _pair("too_long", "pair_longer_than_any_context", {"prompt": "q", "chosen": "a" * 10**6, "rejected": "b"}),
     _pair("no_turns", "conversation_of_no_turns", {"prompt": [], "chosen": "a", "rejected": "b"}),
     preferences("transcript_without_turns", {"p.jsonl": [{"chosen": "a", "rejected": "b"}]},
                 "data.preferences: no preferences are left of the rows up to ", "at least one usable row is needed",

@@ -1,7 +1,7 @@
 """One case of bad data: the files, the `data` section, who finds it, and the three parts of what is said."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ class DataCase:
         found: What the message says was found, and where.
         needed: What it says is needed.
         remedy: What it says to do.
+        sections: Other sections of the configuration.
         by: What finds it first: `validate`, or the `data` stage where all rows have to be read.
     """
 
@@ -31,6 +32,7 @@ class DataCase:
     needed: str
     remedy: str
     by: Literal["validate", "stage"] = "validate"
+    sections: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, folder: Path) -> None:
         """Write the files."""

@@ -40,6 +40,7 @@ def test_bad_data_is_refused(
     case.build(tmp_path)
     config = {"model": {"base": "./base"}, "data": case.data, "launch": {"device": "cpu"}}
     config |= {"sft": {}, "ppo": None, "evaluation": None, "reward_model": None, "output_dir": str(tmp_path / "out")}
+    config |= case.sections
     Path("c.yaml").write_text(json.dumps(config), encoding="utf-8")
     start = time.monotonic()
     if case.by == "validate":
