@@ -1,6 +1,7 @@
 """What can be known to be wrong before anything starts: unreadable data, a missing base, an empty store."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
                 problems.append(str(error))
     for name, source in local_sources(config):
         quarantine = config.output_path() / f"{name}.{QUARANTINE}"
+        with suppress(OSError):
+            quarantine.unlink()  # of an earlier try
         try:
             rows = islice(read_rows(source, config_dir, name=f"data.{name}"), _ROWS_CHECKED)
             parsed = parse_source(rows, name, source, quarantine=quarantine)
