@@ -65,9 +65,7 @@ def test_skipped_rows_of_a_refused_source_are_left_in_the_output_folder(folder: 
     path, left = folder / "pairs.jsonl", folder / "out" / "preferences.quarantine.jsonl"
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     values = PipelineConfig.model_validate(_values(output_dir=str(folder / "out")))
-    with pytest.raises(
-        UserError, match=rf"1 of 9 rows would be skipped .*:4 .* \(all of them are in {left}"
-    ):
+    with pytest.raises(UserError, match=rf"1 of 9 rows would be skipped .*:4 .* \(all of them are in {left}"):
         check_inputs(values, folder)
     (line,) = left.read_text(encoding="utf-8").splitlines()
     assert json.loads(line) == {
