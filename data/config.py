@@ -1,5 +1,6 @@
 """Where the records come from. Imports pydantic only."""
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -8,6 +9,9 @@ from pydantic import Field, model_validator
 from data.strict import StrictModel
 
 RecordFormat = Literal["auto", "instruction", "prompt_response", "text", "messages", "preference", "hh", "prompt"]
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
 class SourceConfig(StrictModel):
@@ -45,6 +49,10 @@ class SourceConfig(StrictModel):
     def _one_place(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of `path` (file, folder or glob) and `hub` (data set id)")
+        if self.path is not None and not self.path.strip():
+            raise ValueError("`path` is empty; name a file, folder or glob (`.` is the working folder)")
+        if self.hub is not None and not _HUB_ID.fullmatch(self.hub):
+            raise ValueError(f"`hub: {self.hub}` is no id like `owner/name`; set `path` for files on this machine")
         return self
 
 
@@ -59,6 +67,10 @@ class DataConfig(StrictModel):
 
     prompts: SourceConfig | None = None
     """Prompts for PPO and evaluation. Missing: those of `preferences`, else of `demonstrations`."""
+
+    max_skipped_share: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Largest share of a source's rows that may be skipped (empty, repeated, contradicting ...; each stands with its
+    reason in `quarantine.jsonl`). More stops the run; 0 stops it at the first, 1 never."""
 
 
 def absolute_path(path: str, config_dir: Path | None) -> Path:

@@ -10,11 +10,13 @@ A transcript has no escape for its own markers: a turn begins wherever a blank l
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from data.errors import DataError
 from data.readers import Row
 from data.schema import Message, Role
+from data.shown import shown
 
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _ROLE_NAMES: dict[str, Role] = {
@@ -88,6 +90,35 @@ def common_prompt(chosen: Sequence[Message], rejected: Sequence[Message]) -> tup
     return tuple(chosen[:shared]), turns[0].content, turns[1].content
 
 
+def check_turns(prompt: Sequence[Message]) -> None:
+    """Check that the turns of a prompt are in an order that every chat template can write.
+
+    System text stands at the start alone. User and assistant alternate, the user first and last; tools answer an
+    assistant's turn and may stand last too.
+
+    Args:
+        prompt: At least one message.
+
+    Raises:
+        SkippedRow: The order is another one, or a turn says nothing.
+    """
+    turns = prompt[1:] if prompt[0].role == "system" else prompt
+    roles = [turn.role for turn in turns]
+    if "system" in roles:
+        raise SkippedRow("system_turn_in_the_middle")
+    if "user" not in roles:
+        raise SkippedRow("no_user_turn")
+    if roles[0] != "user":
+        raise SkippedRow("starts_without_user")
+    if roles[-1] == "assistant":  # a chat template would put a second assistant turn behind it
+        raise SkippedRow("prompt_ends_with_assistant")
+    for before, after in pairwise(roles):
+        if before == after != "tool" or (before, after) in (("user", "tool"), ("tool", "user")):
+            raise SkippedRow("turns_do_not_alternate")
+    if any(not turn.content.strip() for turn in turns):
+        raise SkippedRow("empty_turn")
+
+
 def parse_messages(row: Row, column: str, name: str) -> tuple[Message, ...]:
     """Read a list of messages, `{role, content}` or ShareGPT's `{from, value}`.
 
@@ -115,15 +146,19 @@ def _message(item: Any, index: int, row: Row, column: str, name: str) -> Message
     if not isinstance(item, dict):
         raise _wrong(row, column, name, f"a {type(item).__name__} at {index}")
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    if role not in _ROLE_NAMES:
-        raise _wrong(row, column, name, f"the role {role!r} at {index}")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(role, str) or role not in _ROLE_NAMES:
+        raise _wrong(row, column, name, f"the role {shown(repr(role), 60)} at {index}")
+    if isinstance(content, list) and all(_is_text_part(part) for part in content):
+        content = "".join(part["text"] for part in content)
     if content is None:
         raise SkippedRow("message_without_text")
     if not isinstance(content, str):
         raise _wrong(row, column, name, f"a {type(content).__name__} as content at {index}")
     return Message(role=_ROLE_NAMES[role], content=content)
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _wrong(row: Row, column: str, name: str, found: str) -> DataError:

@@ -1,21 +1,32 @@
 """Rows to records: the shapes in which public data sets write demonstrations, preferences and prompts.
 
 A row without a needed column is an error, since the file is not what the configuration says. A row that
-merely teaches nothing (empty response, equal responses ...) is skipped, and counted by reason.
+merely teaches nothing (empty, repeated or contradicting, turns out of order ...) is skipped and kept with its reason.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from pathlib import Path
 
-from data.config import RecordFormat
-from data.conversations import SkippedRow, common_prompt, parse_hh_turns, parse_messages, starts_like_hh
+from data.cells import margin_in, prompt_in, text_in
+from data.config import RecordFormat, SourceConfig
+from data.conversations import (
+    SkippedRow,
+    check_turns,
+    common_prompt,
+    parse_hh_turns,
+    parse_messages,
+    starts_like_hh,
+)
 from data.errors import DataError
+from data.parsed import NothingLeft, Parsed, R, distinct_records
+from data.quarantine import REASONS, Skipped, leave_quarantine
 from data.readers import Row
 from data.schema import Demonstration, Kind, Message, PreferencePair, Prompt, PromptRecord, is_empty_prompt
+from data.shown import nearest, shown_list
 
-R = TypeVar("R", Demonstration, PreferencePair, PromptRecord)
+MAX_ROW_CHARS = 1_000_000
+"""Most characters of a row: some 200 000 tokens, more than a step of training holds. The stages count in tokens."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction", "output"),
@@ -34,17 +45,11 @@ _FORMATS_BY_KIND: dict[Kind, tuple[str, ...]] = {
     "prompts": ("prompt", "messages", "instruction", "preference", "hh", "prompt_response"),
 }
 
-
-class Parsed(NamedTuple, Generic[R]):
-    """Records and what was left out.
-
-    Attributes:
-        records: In the order of the rows.
-        skipped: Number of rows by the reason why they were skipped.
-    """
-
-    records: list[R]
-    skipped: Counter[str]
+_OWN_FORMATS: dict[Kind, tuple[str, ...]] = {
+    "demonstrations": ("instruction", "prompt_response", "messages", "text"),
+    "preferences": ("preference", "hh"),
+    "prompts": ("prompt",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,35 @@ def parse_prompts(
     return _parse(rows, "prompts", _prompt, name, record_format, columns or {})
 
 
+def parse_source(
+    rows: Iterable[Row], kind: Kind, source: SourceConfig, *, quarantine: Path
+) -> Parsed[Demonstration] | Parsed[PreferencePair] | Parsed[PromptRecord]:
+    """Read the records of a kind as its source says.
+
+    Args:
+        rows: From `data.sources.read_rows`.
+        kind: Which records.
+        source: Says how a row is read.
+        quarantine: Where to leave the rows if all of them are skipped.
+
+    Raises:
+        DataError: As `parse_demonstrations`.
+    """
+    name = f"data.{kind}"
+    try:
+        match kind:
+            case "demonstrations":
+                return parse_demonstrations(rows, name=name, record_format=source.format, columns=source.columns)
+            case "preferences":
+                return parse_preferences(rows, name=name, record_format=source.format, columns=source.columns)
+            case "prompts":
+                return parse_prompts(rows, name=name, record_format=source.format, columns=source.columns)
+    except NothingLeft as error:
+        if not error.quarantine:
+            raise
+        raise DataError(f"{error} ({leave_quarantine(quarantine, name, error.quarantine)})") from None
+
+
 def chosen_demonstrations(pairs: Iterable[PreferencePair]) -> list[Demonstration]:
     """Derive demonstrations from preference pairs: the chosen responses."""
     return [Demonstration(prompt=pair.prompt, response=pair.chosen) for pair in pairs]
@@ -135,9 +169,19 @@ def recognise_format(row: Row, kind: Kind, *, name: str) -> str:
     if {"chosen", "rejected"} <= found:
         needed += "; `chosen` and `rejected` need a `prompt`, unless they hold whole conversations"
     raise DataError(
-        f"{row.origin}: {name}: no format of {kind} fits the columns {_listed(row.values)}; needed are "
-        f"{needed}; rename columns with `{name}.columns: {{needed: present}}`, or set `{name}.format`"
+        f"{row.origin}: {name}: no format of {kind} fits the columns {shown_list(row.values)}; needed are "
+        f"{needed}; rename columns with `{name}.columns: {{{_nearest_needed(row, kind)}}}`, or set `{name}.format`"
     )
+
+
+def _nearest_needed(row: Row, kind: Kind) -> str:
+    """The renaming that a row with misspelt columns needs, as it stands in a configuration."""
+    for candidate in _FORMATS_BY_KIND[kind]:
+        pairs = {column: nearest(column, row.values) for column in _needed(candidate, kind)}
+        wrong = {column: near for column, near in pairs.items() if near != column}
+        if all(pairs.values()) and wrong:
+            return ", ".join(f"{column}: {near}" for column, near in wrong.items())
+    return "needed: present"
 
 
 def _parse(
@@ -154,8 +198,7 @@ def _parse(
             f"{', '.join(_FORMATS_BY_KIND[kind])} is needed; change `{name}.format`, or rename columns with "
             f"`{name}.columns`"
         )
-    records: list[R] = []
-    skipped: Counter[str] = Counter()
+    results: list[tuple[Row, R] | Skipped] = []
     last_row = ""
     for row in rows:
         last_row = f" of the rows up to {row.origin}"
@@ -164,22 +207,30 @@ def _parse(
             record_format = recognise_format(renamed, kind, name=name)
         for column in _needed(record_format, kind):
             if column not in renamed.values:
+                near = nearest(column, renamed.values)
                 raise DataError(
                     f"{row.origin}: {name}: column `{column}` is missing, the row has "
-                    f"{_listed(renamed.values)}; format `{record_format}` needs it; repair the row, or name "
-                    f"the column that holds it: `{name}.columns: {{{column}: present}}`"
+                    f"{shown_list(renamed.values)}; format `{record_format}` needs it; repair the row, or name "
+                    f"the column that holds it: `{name}.columns: {{{column}: {near or 'present'}}}`"
                 )
         try:
-            records.append(finish(_draft(renamed, record_format, kind, name)))
+            draft = _draft(renamed, record_format, kind, name)
+            _require_length(draft)
+            results.append((row, finish(draft)))
         except SkippedRow as reason:
-            skipped[str(reason)] += 1
-    if not records:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(skipped.items())) or "no rows"
-        raise DataError(
+            results.append(Skipped(row, str(reason)))
+    # Rows of a richer format repeat what is taken of them by nature: several pairs share a prompt or a response.
+    parsed = distinct_records(results, repeats_are_natural=record_format not in _OWN_FORMATS[kind])
+    if not parsed.records:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(parsed.skipped.items())) or "no rows"
+        main = parsed.skipped.most_common(1)
+        remedy = f": {REASONS[main[0][0]][0]}; {REASONS[main[0][0]][1]}" if main else ""
+        raise NothingLeft(
             f"{name}: no {kind} are left{last_row} ({reasons}); at least one usable row is needed; check the "
-            f"file, `{name}.format` and `{name}.columns`"
+            f"file, `{name}.format` and `{name}.columns`{remedy}",
+            parsed.quarantine,
         )
-    return Parsed(records, skipped)
+    return parsed
 
 
 def _needed(record_format: str, kind: Kind) -> tuple[str, ...]:
@@ -193,9 +244,11 @@ def _rename(row: Row, columns: Mapping[str, str], name: str) -> Row:
         return row
     for present in columns.values():
         if present not in row.values:
+            near = nearest(present, row.values)
             raise DataError(
-                f"{row.origin}: {name}: column `{present}` is missing, the row has {_listed(row.values)}; "
+                f"{row.origin}: {name}: column `{present}` is missing, the row has {shown_list(row.values)}; "
                 f"`{name}.columns` needs it; correct `{name}.columns` or the row"
+                f"{f' (did you mean `{near}`?)' if near else ''}"
             )
     kept = {column: value for column, value in row.values.items() if column not in columns.values()}
     return replace(row, values=kept | {new: row.values[present] for new, present in columns.items()})
@@ -203,7 +256,7 @@ def _rename(row: Row, columns: Mapping[str, str], name: str) -> Row:
 
 def _draft(row: Row, record_format: str, kind: Kind, name: str) -> _Draft:
     def text(column: str) -> str:
-        return _text(row, column, name)
+        return text_in(row, column, name)
 
     match record_format:
         case "instruction":
@@ -211,17 +264,20 @@ def _draft(row: Row, record_format: str, kind: Kind, name: str) -> _Draft:
             content = "\n\n".join(part for part in parts if part.strip())
             return _Draft((Message(role="user", content=content),), text("output"))
         case "prompt_response":
-            return _Draft(_text_or_messages(row, "prompt", name), text("response"))
+            prompt = prompt_in(row, "prompt", name)
+            if is_empty_prompt(prompt):  # plain text without prompts has a format of its own
+                raise SkippedRow("empty_prompt")
+            return _Draft(prompt, text("response"))
         case "text":
             return _Draft("", text("text"))
         case "messages":
             return _last_turn(parse_messages(row, "messages", name), kind)
         case "preference":
-            return replace(_pair(row, name), margin=_margin(row, name))
+            return replace(_pair(row, name), margin=margin_in(row, name))
         case "hh":
             return _Draft(*common_prompt(parse_hh_turns(text("chosen")), parse_hh_turns(text("rejected"))))
         case _:
-            return _Draft(_text_or_messages(row, "prompt", name))
+            return _Draft(prompt_in(row, "prompt", name))
 
 
 def _last_turn(messages: Sequence[Message], kind: Kind) -> _Draft:
@@ -235,12 +291,12 @@ def _last_turn(messages: Sequence[Message], kind: Kind) -> _Draft:
 
 
 def _pair(row: Row, name: str) -> _Draft:
-    prompt = _text_or_messages(row, "prompt", name) if "prompt" in row.values else None
-    chosen, rejected = (_text_or_messages(row, column, name) for column in ("chosen", "rejected"))
+    prompt = prompt_in(row, "prompt", name) if "prompt" in row.values else None
+    chosen, rejected = (prompt_in(row, column, name) for column in ("chosen", "rejected"))
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
             raise DataError(
-                f"{row.origin}: {name}: column `prompt` is missing, the row has {_listed(row.values)}; "
+                f"{row.origin}: {name}: column `prompt` is missing, the row has {shown_list(row.values)}; "
                 f"`chosen` and `rejected` are plain text and need it; add it, or set `{name}.format: hh` if "
                 "they hold transcripts"
             )
@@ -285,6 +341,12 @@ def _prompt(draft: _Draft) -> PromptRecord:
     return PromptRecord(prompt=_checked(draft.prompt))
 
 
+def _require_length(draft: _Draft) -> None:
+    prompt = draft.prompt if isinstance(draft.prompt, str) else "".join(turn.content for turn in draft.prompt)
+    if len(prompt) + len(draft.response) + len(draft.rejected) > MAX_ROW_CHARS:
+        raise SkippedRow("too_long")
+
+
 def _require(text: str, reason: str) -> None:
     if not text.strip():
         raise SkippedRow(reason)
@@ -295,8 +357,7 @@ def _checked(prompt: Prompt) -> Prompt:
         return _encodable(prompt)
     if is_empty_prompt(prompt):
         raise SkippedRow("empty_prompt")
-    if prompt[-1].role == "assistant":  # a chat template would put a second assistant turn behind it
-        raise SkippedRow("prompt_ends_with_assistant")
+    check_turns(prompt)
     for turn in prompt:
         _encodable(turn.content)
     return prompt
@@ -309,45 +370,3 @@ def _encodable(text: str) -> str:
     except UnicodeEncodeError:
         raise SkippedRow("broken_unicode") from None
     return text
-
-
-def _text(row: Row, column: str, name: str) -> str:
-    value = row.values.get(column)
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    raise DataError(
-        f"{row.origin}: {name}: column `{column}` holds {_described(value)}; text is needed; "
-        f"convert the column, or set `{name}.format`"
-    )
-
-
-def _text_or_messages(row: Row, column: str, name: str) -> Prompt:
-    value = row.values.get(column)
-    return _text(row, column, name) if value is None or isinstance(value, str) else parse_messages(row, column, name)
-
-
-def _margin(row: Row, name: str) -> float | None:
-    value = row.values.get("margin")
-    if value is None or value == "":
-        return None
-    try:
-        margin = float(value)
-    except (TypeError, ValueError):
-        margin = float("nan")
-    if margin - margin != 0.0:  # NaN or infinite
-        raise DataError(
-            f"{row.origin}: {name}: column `margin` holds {_described(value)}; a finite number is needed; "
-            f"correct it or leave it empty"
-        )
-    return margin
-
-
-def _described(value: Any) -> str:
-    shown = repr(value)
-    return f"a {type(value).__name__} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{column}`" for column in values) or "none"

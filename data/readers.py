@@ -6,22 +6,21 @@ Every defect of a file is a `DataError` that names the line.
 
 import codecs
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from data.errors import DataError
+from data.files import SUFFIXES, file_suffix, open_data_file, text_lines
+from data.shown import shown, shown_list
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 _MAX_CSV_FIELD_CHARS = 1 << 30  # the default of 131072 is shorter than some responses
+_OTHER_DELIMITERS = ";\t|,"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +30,13 @@ class Row:
     Attributes:
         values: Value by column.
         origin: Where it stands, for messages: `path:line`, or `path: row N` where there are no lines.
+        place: The same with the file's name below the source's folder, which may stand in an artifact; empty where
+            it is the origin.
     """
 
     values: dict[str, Any]
     origin: str
-
-
-def file_suffix(path: Path) -> str:
-    """The suffix that says how a file is read, without `.gz`; empty when it is none that can be read."""
-    name = path.name.lower().removesuffix(".gz")
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+    place: str = ""
 
 
 def read_file(path: Path) -> Iterator[Row]:
@@ -72,92 +68,53 @@ def read_file(path: Path) -> Iterator[Row]:
                 f"with .gz; convert the file or rename it"
             )
     found = False
-    with _readable(path):
-        for row in rows:
-            found = True
-            yield row
+    for row in rows:
+        found = True
+        yield row
     if not found:
         raise DataError(f"{path}: the file has no rows; at least one is needed; fill it or leave the source out")
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: damaged gzip file ({error}); a complete one is needed; fetch or compress it again"
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error}); a readable file is needed; "
-            f"check the path and its permissions"
-        ) from None
-
-
-def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Decoded lines with their ends. Lines end at a newline only: U+2028 may stand inside a JSON string."""
-    offset = 0
-    with _open(path) as file:
-        for number, raw in enumerate(file, 1):
-            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-            if b"\0" in line or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(
-                    f"{path}:{number}: binary content, or text in UTF-16; UTF-8 text is needed; save it as "
-                    f"UTF-8, or give the file the suffix of what it is"
-                )
-            try:
-                yield line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                at = offset + len(raw) - len(line) + error.start
-                raise DataError(
-                    f"{path}:{number}: byte {at} of the file (0x{line[error.start]:02x}) is not UTF-8; UTF-8 "
-                    f"text is needed; convert it, e.g. `iconv -f latin1 -t utf-8`"
-                ) from None
-            offset += len(raw)
-
-
 def _read_json_lines(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line.rstrip())
-        except (json.JSONDecodeError, RecursionError) as error:
-            what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            value = _DECODER.decode(line.rstrip())
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                what = f"{error.msg} at column {error.colno}"
+                remedy = "name it .json if it is one list" if line.strip() == "[" else "repair or remove the line"
+            else:
+                what, remedy = _what_and_remedy(error)
             raise DataError(
-                f"{path}:{number}: broken JSON ({what}); one JSON object a line is needed; repair or remove the line"
+                f"{path}:{number}: broken JSON ({what}); one JSON object a line is needed; {remedy}"
             ) from None
         yield Row(_object(value, path, number), f"{path}:{number}")
 
 
 def _read_json(path: Path) -> Iterator[Row]:
     """A list of objects. Many files named .json hold one object a line instead, so both are read."""
-    with _open(path) as file:
+    with open_data_file(path) as file:
         head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     if head and not head.startswith(b"["):
         yield from _read_json_lines(path)
         return
-    text = "".join(_lines(path))
+    text = "".join(text_lines(path, bounded=False))
     if not text.strip():
         return
     try:
         for value, line in _json_items(text):
             yield Row(_object(value, path, line), f"{path}:{line}")
-    except (json.JSONDecodeError, RecursionError) as error:
-        line, what = (error.lineno, error.msg) if isinstance(error, json.JSONDecodeError) else (1, str(error))
+    except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}:{line}: broken JSON ({what}); a list of objects is needed; repair the file from that line on"
+            f"{path}:{error.lineno}: broken JSON ({error.msg}); a list of objects is needed; repair the file from "
+            f"that line on"
         ) from None
 
 
 def _json_items(text: str) -> Iterator[tuple[Any, int]]:
     """The items of a JSON list with the line where each starts, which `json.loads` would not tell."""
-    decoder = json.JSONDecoder()
 
     def after_space(index: int) -> int:
         match = _JSON_SPACE.match(text, index)
@@ -169,7 +126,12 @@ def _json_items(text: str) -> Iterator[tuple[Any, int]]:
     if text[index : index + 1] != "]":
         while True:
             line, counted = line + text.count("\n", counted, index), index
-            value, index = decoder.raw_decode(text, index)
+            try:
+                value, index = _DECODER.raw_decode(text, index)
+            except json.JSONDecodeError:
+                raise
+            except (ValueError, RecursionError) as error:
+                raise json.JSONDecodeError(_what_and_remedy(error)[0], text, index) from None
             yield value, line
             index = after_space(index)
             if text[index : index + 1] != ",":
@@ -180,6 +142,33 @@ def _json_items(text: str) -> Iterator[tuple[Any, int]]:
     index = after_space(index + 1)
     if index != len(text):
         raise json.JSONDecodeError("Extra data", text, index)
+
+
+class _UnclearJSONError(ValueError):
+    """What other readers of JSON accept, and each in its own way: what it is, and what to write instead."""
+
+
+def _what_and_remedy(error: Exception) -> tuple[str, str]:
+    if isinstance(error, _UnclearJSONError):
+        return error.args[0], error.args[1]
+    return str(error), "shorten or remove the line"  # numbers and nesting without end
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _UnclearJSONError(f"the key `{shown(twice)}` stands twice in one object", "keep one of the two")
+    return values
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _UnclearJSONError(f"{name} is no number of JSON", "write null or a number instead")
+
+
+# Python's own reader takes the last of equal keys and reads NaN: both would hide that the file is not what it seems.
+_DECODER = json.JSONDecoder(object_pairs_hook=_distinct_keys, parse_constant=_no_constant)
 
 
 def _object(value: Any, path: Path, line: int) -> dict[str, Any]:
@@ -193,7 +182,7 @@ def _object(value: Any, path: Path, line: int) -> dict[str, Any]:
 
 def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(_MAX_CSV_FIELD_CHARS)
-    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    reader = csv.reader(text_lines(path), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -209,20 +198,36 @@ def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
         if not fields:
             continue
         if header is None:
-            header = [name.strip() for name in fields]
-            if "" in header or len(set(header)) < len(header):
-                raise DataError(
-                    f"{path}:{line}: the header {header} names a column twice or not at all; "
-                    f"a first row with one name a column is needed; repair the header"
-                )
+            header = _header(fields, delimiter, f"{path}:{line}")
             continue
         if len(fields) != len(header):
             raise DataError(
                 f"{path}:{line}: {len(fields)} fields, but the header names {len(header)} columns "
-                f"({', '.join(header)}); as many fields as columns are needed; quote fields that hold the "
+                f"({shown_list(header)}); as many fields as columns are needed; quote fields that hold the "
                 "delimiter"
             )
         yield Row(dict(zip(header, fields, strict=True)), f"{path}:{line}")
+
+
+def _header(fields: list[str], delimiter: str, where: str) -> list[str]:
+    header = [name.strip() for name in fields]
+    if header[0].startswith(("{", "[")):
+        raise DataError(
+            f"{where}: JSON instead of a header ({shown(header[0])}); a table with one name a column in its first row "
+            f"is needed; rename the file to .jsonl or .json"
+        )
+    others = [other for other in _OTHER_DELIMITERS if other != delimiter and other in header[0]]
+    if len(header) == 1 and others:
+        raise DataError(
+            f"{where}: one column named `{shown(header[0])}`: its fields are parted by {others[0]!r}; {delimiter!r} is "
+            f"needed in a file of this type; convert it, or rename a table parted by tabs to .tsv"
+        )
+    if "" in header or len(set(header)) < len(header):
+        raise DataError(
+            f"{where}: the header {shown_list(header)} names a column twice or not at all; "
+            f"a first row with one name a column is needed; repair the header"
+        )
+    return header
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -230,15 +235,24 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    with _open(path) as file:
+    with open_data_file(path) as file:
         content = io.BytesIO(file.read())
     number = 0
+    if not content.getbuffer().nbytes:
+        return
     try:
         for batch in pyarrow.parquet.ParquetFile(content).iter_batches(batch_size=1024):
+            if len(set(batch.schema.names)) < len(batch.schema.names):
+                raise DataError(
+                    f"{path}: the columns {shown_list(batch.schema.names)} have a name twice; one name a column is "
+                    f"needed; write the file again without the repeated one"
+                )
             for values in batch.to_pylist():
                 number += 1
                 yield Row(values, f"{path}: row {number}")
-    except pyarrow.ArrowException as error:
+    # Damaged pages end in errors of Python too: text that is not UTF-8, times that no calendar has.
+    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, TypeError, LookupError) as error:
         raise DataError(
-            f"{path}: damaged Parquet file ({error}); a complete one is needed; fetch or write it again"
+            f"{path}: damaged Parquet file ({shown(str(error), 200)}); a complete one is needed; fetch or write it "
+            f"again"
         ) from None

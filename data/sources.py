@@ -9,13 +9,17 @@ import importlib.resources
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data.config import SourceConfig, absolute_path
 from data.errors import DataError
-from data.readers import SUFFIXES, Row, file_suffix, read_file
+from data.files import SUFFIXES, check_regular, file_suffix, reason_of
+from data.readers import Row, read_file
+from data.shown import nearest, shown
 
 SAMPLES_PREFIX = "samples:"
 
@@ -68,15 +72,16 @@ def source_digest(source: SourceConfig, config_dir: Path | None, *, name: str = 
                     parts.append([label, hashlib.file_digest(file, "sha256").hexdigest()])
             except OSError as error:
                 raise DataError(
-                    f"{path}: {name}: cannot be read ({error.strerror or error}); a readable file is needed; "
+                    f"{path}: {name}: cannot be read ({reason_of(error)}); a readable file is needed; "
                     f"check its permissions"
                 ) from None
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode(errors="surrogateescape")).hexdigest()
 
 
 def _file_rows(source: SourceConfig, config_dir: Path | None, name: str) -> Iterator[Row]:
-    for path in source_files(source, config_dir, name=name):
-        yield from read_file(path)
+    for path, label in _named_files(source, config_dir, name):
+        for row in read_file(path):
+            yield replace(row, place=label + row.origin.removeprefix(str(path)))
 
 
 def _named_files(source: SourceConfig, config_dir: Path | None, name: str) -> list[tuple[Path, str]]:
@@ -86,46 +91,93 @@ def _named_files(source: SourceConfig, config_dir: Path | None, name: str) -> li
     if source.path.startswith(SAMPLES_PREFIX):
         path = _sample(source.path.removeprefix(SAMPLES_PREFIX), name)
         return [(path, path.name)]
-    path = absolute_path(source.path, config_dir)
-    if path.is_dir():
-        return _folder_files(path, name)
-    if path.exists():
-        return [(path, path.name)]
-    if glob.has_magic(source.path):
-        return _glob_files(source.path, config_dir, name)
+    try:
+        path = absolute_path(source.path, config_dir)
+        if path.is_dir():
+            return _folder_files(path, name)
+        if path.exists() or path.is_symlink():
+            check_regular(path, name)
+            return [(path, path.name)]
+        if glob.has_magic(source.path):
+            return _glob_files(source.path, config_dir, name)
+    except (OSError, RuntimeError) as error:  # a folder that may not be entered, a name too long, an unknown `~user`
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        raise DataError(
+            f"{shown(source.path, 200)}: {name}: cannot be looked up ({reason}); a path that may be read is needed; "
+            f"correct `{name}.path` or the permissions"
+        ) from None
     beside = (
         f" or beside the configuration in {config_dir}" if config_dir and not Path(source.path).is_absolute() else ""
     )
     raise DataError(
         f"{path}: {name}: there is no such file or folder in {Path.cwd()}{beside}; a file, folder or glob is "
-        f"needed; correct `{name}.path`"
+        f"needed; correct `{name}.path`{_similar_file(path)}"
     )
 
 
+def _similar_file(path: Path) -> str:
+    """A hint at a file beside the missing one whose name is nearly the same."""
+    with suppress(OSError):
+        found = nearest(path.name, dict.fromkeys(sorted(os.listdir(path.parent))))
+        if found:
+            return f"; did you mean {path.parent / found}?"
+    return ""
+
+
 def _folder_files(folder: Path, name: str) -> list[tuple[Path, str]]:
-    found = {
-        path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
-        if path.is_file() and file_suffix(path)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }  # fmt: skip
+    """Data files below a folder. Links to folders are not followed: they may lead in a circle."""
+    found: dict[str, Path] = {}
+    hidden = 0
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        for path in (Path(parent) / each for each in files):
+            if not file_suffix(path):
+                continue
+            if path.name.startswith("."):
+                hidden += 1
+                continue
+            check_regular(path, name)  # not left out in silence: a link that leads nowhere is lost data
+            found[path.relative_to(folder).as_posix()] = path
     if not found:
+        but = f" ({hidden} hidden ones are left out)" if hidden else ""
         raise DataError(
-            f"{folder}: {name}: the folder holds no data file; files with {', '.join(SUFFIXES)} are needed, "
+            f"{folder}: {name}: the folder holds no data file{but}; files with {', '.join(SUFFIXES)} are needed, "
             f"each also with .gz; correct `{name}.path`"
         )
     return [(found[label], label) for label in sorted(found)]
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _glob_files(pattern: str, config_dir: Path | None, name: str) -> list[tuple[Path, str]]:
     roots = [Path()] if config_dir is None else [Path(), config_dir]
     for root in roots:  # an absolute pattern is the same under both
-        hits = glob.glob(str(root / Path(pattern).expanduser()), recursive=True)
-        paths = sorted(Path(hit) for hit in hits if Path(hit).is_file())
+        paths = sorted(path for path in _glob(root / Path(pattern).expanduser(), name) if not path.is_dir())
         if paths:
+            for path in paths:
+                check_regular(path, name)
             shared = os.path.commonpath([path.parent for path in paths])
             return [(path, path.relative_to(shared).as_posix() if shared else path.as_posix()) for path in paths]
     raise DataError(f"{pattern}: {name}: no file matches this glob; at least one is needed; correct `{name}.path`")
+
+
+def _glob(pattern: Path, name: str) -> Iterator[Path]:
+    """As `glob.glob`, but `**` follows no link: two links in a circle would take it 2^40 steps."""
+    plain = next(index for index, part in enumerate(pattern.parts) if glob.has_magic(part))
+    folder, rest = Path(*pattern.parts[:plain]), Path(*pattern.parts[plain:])
+    try:
+        hits = folder.glob(str(rest))
+        for path in hits:
+            found = path.relative_to(folder).parts
+            if not any(part.startswith(".") for part in found) or any(part.startswith(".") for part in rest.parts):
+                yield path
+    except ValueError as error:
+        raise DataError(
+            f"{pattern}: {name}: no glob ({error}); one with `**` standing alone between slashes is needed; correct "
+            f"`{name}.path`"
+        ) from None
 
 
 def _sample(label: str, name: str) -> Path:
@@ -152,9 +204,10 @@ def _hub_rows(source: SourceConfig, name: str) -> Iterator[Row]:
             known = datasets.get_dataset_config_names(source.hub, revision=source.revision)
             selection = {"name" if source.config in known else "data_dir": source.config}
         dataset = datasets.load_dataset(source.hub, split=source.split, revision=source.revision, **selection)
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    # RuntimeError: data sets that are scripts, which are not executed. DatasetsError: files of it are damaged.
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{where}: {name}: the data set cannot be loaded from the hub ({error}); an existing id, "
+            f"{where}: {name}: the data set cannot be loaded from the hub ({shown(str(error), 300)}); an existing id, "
             f"configuration and split, and a connection or a filled cache, are needed; correct `{name}`, or "
             f"download the files and set `{name}.path`"
         ) from None

@@ -1,12 +1,15 @@
 """What can be known to be wrong before anything starts: unreadable data, a missing base, an empty store."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 from data.config import SourceConfig
 from data.errors import UserError
-from data.formats import parse_demonstrations, parse_preferences, parse_prompts
+from data.formats import parse_source
+from data.quarantine import QUARANTINE, check_share
+from data.schema import KINDS, Kind
 from data.sources import read_rows
 from pipeline.config import PipelineConfig
 from pipeline.graph import stage_inputs
@@ -23,12 +26,7 @@ from stages.storage import check_room
 LEAST_ROOM_BYTES = 64 << 20
 """Twice the artifacts of the quickstart (29 MiB, docs/benchmarks.md): a run of any base needs no less."""
 
-_ROWS_CHECKED = 20
-_PARSERS = {
-    "demonstrations": parse_demonstrations,
-    "preferences": parse_preferences,
-    "prompts": parse_prompts,
-}
+_ROWS_CHECKED = 2000  # a tenth of a second
 
 
 def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
@@ -66,18 +64,33 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
         except UserError as error:
             problems.append(str(error))
     for name, source in local_sources(config):
+        quarantine = config.output_path() / f"{name}.{QUARANTINE}"
+        with suppress(OSError):
+            quarantine.unlink()  # of an earlier try
         try:
             rows = islice(read_rows(source, config_dir, name=f"data.{name}"), _ROWS_CHECKED)
-            _PARSERS[name](rows, name=f"data.{name}", record_format=source.format, columns=source.columns)
+            parsed = parse_source(rows, name, source, quarantine=quarantine)
+            if parsed.num_rows < _ROWS_CHECKED:  # of a longer source, the `data` stage counts all rows
+                check_share(
+                    parsed.quarantine, parsed.num_rows, config.data.max_skipped_share, name=f"data.{name}",
+                    quarantine=quarantine,
+                )  # fmt: skip
         except UserError as error:
             problems.append(str(error))
+    prompts = config.data.prompts or config.data.preferences or config.data.demonstrations
+    if config.evaluation is not None and prompts is not None and prompts.held_out == 0.0:
+        kind = next(kind for kind in reversed(KINDS) if getattr(config.data, kind) is not None)
+        problems.append(
+            f"data.{kind}.held_out: 0 holds no prompt out; `evaluation` needs two or more at the end of the run; raise "
+            f"it, or set `evaluation: null`"
+        )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
 
-def local_sources(config: PipelineConfig) -> Iterator[tuple[str, SourceConfig]]:
+def local_sources(config: PipelineConfig) -> Iterator[tuple[Kind, SourceConfig]]:
     """The sources on this machine, by name. Those of the hub are first read by the `data` stage."""
-    for name in _PARSERS:
+    for name in KINDS:
         source: SourceConfig | None = getattr(config.data, name)
         if source is not None and source.hub is None:
             yield name, source

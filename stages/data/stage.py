@@ -4,19 +4,13 @@ The bytes depend on the sources and the configuration alone: no seed, no time, n
 """
 
 import logging
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from data.config import DataConfig, SourceConfig
 from data.errors import DataError
-from data.formats import (
-    chosen_demonstrations,
-    parse_demonstrations,
-    parse_preferences,
-    parse_prompts,
-    prompts_of,
-)
+from data.formats import chosen_demonstrations, parse_source, prompts_of
+from data.parsed import Parsed
+from data.quarantine import QUARANTINE, Skipped, check_share, write_quarantine
 from data.schema import (
     KINDS,
     SPLITS,
@@ -25,6 +19,7 @@ from data.schema import (
     PreferencePair,
     PromptRecord,
     Record,
+    split_key,
     split_path,
     write_records,
 )
@@ -38,23 +33,31 @@ logger = logging.getLogger("stages.data")
 def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageOutput:
     """Write `{demonstrations,preferences,prompts}/{train,held_out}.jsonl`, of the kinds there are.
 
+    `quarantine.jsonl` lies beside them where rows were skipped: in the artifact, so that a run which takes this stage
+    from the store has it too. A stage that stops for them leaves it in its own folder.
+
     Args:
-        config: The three sources.
+        config: The three sources, and how many of their rows may be skipped.
         inputs: None; every stage has the argument.
         context: Where to write.
 
     Returns:
-        Counts as metrics: `<kind>/{train,held_out,duplicates,leaks}` and `skipped/<kind>_<reason>`; as notes,
-        where each kind comes from and the digests of the sources.
+        Counts as metrics: `<kind>/{train,held_out,duplicates,leaks}`, `rows/{read,skipped}` and
+        `skipped/<kind>_<reason>`; as notes, where each kind comes from and the digests of the sources.
 
     Raises:
-        DataError: A source cannot be read or used, or no record of a kind is left to train on.
+        DataError: A source cannot be read or used, too many of its rows are skipped, it has no two prompts to split,
+            or no record of a kind is left to train on.
     """
+    (context.stage_dir / QUARANTINE).unlink(missing_ok=True)
     records: dict[Kind, list[Record]] = {}
     metrics: dict[str, float] = {}
     shares: dict[Kind, float] = {}
     origins: dict[str, str] = {}
     digests: dict[str, str] = {}
+    quarantine: list[tuple[str, Skipped]] = []
+    num_rows = 0
+    num_repeats: dict[Kind, int] = {}
 
     # 1. Read what is given.
     for done, kind in enumerate(KINDS):
@@ -62,8 +65,11 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
         if source is None:
             continue
         context.report_progress(done, len(KINDS) + 1, f"reading {kind}")
-        records[kind], skipped = _read(source, kind, context)
-        metrics |= {f"skipped/{kind}_{reason}": count for reason, count in sorted(skipped.items())}
+        parsed = _read(source, kind, config.max_skipped_share, context)
+        records[kind], num_repeats[kind] = list(parsed.records), parsed.num_repeats + parsed.skipped["duplicate"]
+        num_rows += parsed.num_rows
+        quarantine += [(kind, each) for each in parsed.quarantine]
+        metrics |= {f"skipped/{kind}_{reason}": count for reason, count in sorted(parsed.skipped.items())}
         shares[kind], origins[kind] = source.held_out, "source"
         digests[kind] = source_digest(source, context.config_dir, name=f"data.{kind}")
 
@@ -72,11 +78,13 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
         records[kind], shares[kind], origins[kind] = derived, shares[origin], origin
         logger.info("data: %s are derived from %s", kind, origin)
 
-    # 3. Drop exact duplicates, split.
+    # 3. Drop what derivation repeats, split.
     distinct: dict[Kind, list[Record]] = {kind: list(dict.fromkeys(rows)) for kind, rows in records.items()}
     splits = split_records(distinct, shares)
 
     # 4. Write.
+    write_quarantine(context.payload_dir / QUARANTINE, quarantine)
+    metrics |= {"rows/read": num_rows, "rows/skipped": len(quarantine)}
     context.report_progress(len(KINDS), len(KINDS) + 1, "writing")
     for kind in (kind for kind in KINDS if kind in splits):
         split = splits[kind]
@@ -91,7 +99,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
         metrics |= {
             f"{kind}/train": len(split.train),
             f"{kind}/held_out": len(split.held_out),
-            f"{kind}/duplicates": len(records[kind]) - len(distinct[kind]),
+            f"{kind}/duplicates": len(records[kind]) - len(distinct[kind]) + num_repeats.get(kind, 0),
             f"{kind}/leaks": split.num_leaks,
         }
     context.metrics.write(0, metrics)
@@ -100,20 +108,25 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
     return StageOutput(metrics=metrics, notes={"origins": origins, "source_digests": digests})
 
 
-def _read(source: SourceConfig, kind: Kind, context: StageContext) -> tuple[list[Record], Counter[str]]:
-    name = f"data.{kind}"
-    rows = read_rows(source, context.config_dir, name=name)
-    options: dict[str, Any] = {"name": name, "record_format": source.format, "columns": source.columns}
-    match kind:
-        case "demonstrations":
-            demonstrations = parse_demonstrations(rows, **options)
-            return list(demonstrations.records), demonstrations.skipped
-        case "preferences":
-            pairs = parse_preferences(rows, **options)
-            return list(pairs.records), pairs.skipped
-        case "prompts":
-            prompts = parse_prompts(rows, **options)
-            return list(prompts.records), prompts.skipped
+def _read(
+    source: SourceConfig, kind: Kind, max_share: float, context: StageContext
+) -> Parsed[Demonstration] | Parsed[PreferencePair] | Parsed[PromptRecord]:
+    name, quarantine = f"data.{kind}", context.stage_dir / QUARANTINE
+    parsed = parse_source(read_rows(source, context.config_dir, name=name), kind, source, quarantine=quarantine)
+    check_share(parsed.quarantine, parsed.num_rows, max_share, name=name, quarantine=quarantine)
+    _check_splittable(source, name, parsed.records)
+    if source.limit is not None and parsed.num_rows < source.limit:
+        logger.warning("data: %s: limit %d, but there are only %d rows", kind, source.limit, parsed.num_rows)
+    return parsed
+
+
+def _check_splittable(source: SourceConfig, name: str, records: Sequence[Record]) -> None:
+    if source.held_out == 0.0 or len({split_key(record) for record in records}) > 1:
+        return
+    raise DataError(
+        f"{name}: all rows share one prompt, and `held_out: {source.held_out:.4g}` asks for a part to be held out; two "
+        f"prompts or more are needed; add rows, or set `{name}.held_out: 0` to train without validation"
+    )
 
 
 def _derive(records: Mapping[Kind, list[Record]]) -> list[tuple[Kind, Kind, list[Record]]]:
@@ -140,3 +153,8 @@ def _log(metrics: Mapping[str, float]) -> None:
             if name.startswith((f"{kind}/", f"skipped/{kind}_"))
         )
         logger.info("data: %s: %s", kind, counts)
+    if metrics["rows/skipped"]:
+        logger.warning(
+            "data: %g of %g rows skipped; %s of the artifact holds them", metrics["rows/skipped"],
+            metrics["rows/read"], QUARANTINE,
+        )  # fmt: skip

@@ -114,7 +114,8 @@ def test_digest_covers_bytes_and_names_but_not_the_place(tmp_path: Path) -> None
 
 def fake_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
     """Put a stand-in for `datasets` in place: nothing here may reach the network."""
-    module = SimpleNamespace(load_dataset=load, get_dataset_config_names=lambda *_, **__: ["main"])
+    errors = SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {}))
+    module = SimpleNamespace(load_dataset=load, get_dataset_config_names=lambda *_, **__: ["main"], exceptions=errors)
     monkeypatch.setitem(sys.modules, "datasets", module)  # type: ignore[arg-type]
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from data.errors import DataError
-from data.readers import Row, file_suffix, read_file
+from data.files import file_suffix
+from data.readers import Row, read_file
 
 ROWS = [
     {"prompt": 'Wie geht\'s, "du"?', "response": "Gut,\tdanke\nund dir?"},
@@ -122,12 +123,12 @@ def test_long_csv_field_is_read(tmp_path: Path) -> None:
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1: broken JSON (maximum recursion depth"),
         ("a.jsonl", b'{"a": "x"}\n{"a": "caf\xe9"}\n', "a.jsonl:2: byte 21 of the file (0xe9) is not UTF-8"),
         ("a.csv", b"\xef\xbb\xbfa\ncaf\xe9\n", "a.csv:2: byte 8 of the file (0xe9) is not UTF-8"),
-        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "a.jsonl:1: binary content, or text in UTF-16"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "a.jsonl:1: text in UTF-16 (by its byte order mark)"),
         ("a.jsonl", b"\x00\x01\x02", "a.jsonl:1: binary content"),
         ("a.jsonl.gz", b'{"a": 1}\n', "a.jsonl.gz: damaged gzip file (Not a gzipped file"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-12], "a.jsonl.gz: damaged gzip file"),
-        ("a.csv", b"a,b\n1,2\n1,2,3\n", "a.csv:3: 3 fields, but the header names 2 columns (a, b)"),
-        ("a.csv", b"a,a\n1,2\n", "a.csv:1: the header ['a', 'a'] names a column twice"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", "a.csv:3: 3 fields, but the header names 2 columns (`a`, `b`)"),
+        ("a.csv", b"a,a\n1,2\n", "a.csv:1: the header `a`, `a` names a column twice"),
         ("a.csv", b'a,b\n"x" y,2\n', "a.csv:2: broken table"),
         ("a.csv", b'a,b\n1,2\n"x\n', "a.csv:3: broken table (unexpected end of data)"),
         ("a.parquet", b"PAR1 nonsense", "a.parquet: damaged Parquet file"),

@@ -58,3 +58,19 @@ def test_validate_says_where_the_reward_model_is(folder: Path, own: bool, capsys
     said = "reward    ./judge (float32, quantization none), loaded apart"
     assert lines[2] == "base      ./policy (bfloat16, quantization none)"
     assert (said in lines) == own and any(line.startswith("reward ") for line in lines) == own
+
+
+def test_skipped_rows_of_a_refused_source_are_left_in_the_output_folder(folder: Path) -> None:
+    pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "a" if n == 3 else "b"} for n in range(9)]
+    path, left = folder / "pairs.jsonl", folder / "out" / "preferences.quarantine.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    values = PipelineConfig.model_validate(_values(output_dir=str(folder / "out")))
+    with pytest.raises(UserError, match=rf"1 of 9 rows would be skipped .*:4 .* \(all of them are in {left}"):
+        check_inputs(values, folder)
+    (line,) = left.read_text(encoding="utf-8").splitlines()
+    assert json.loads(line) == {
+        "source": "preferences", "place": "pairs.jsonl:4", "reason": "equal_responses", "row": pairs[3],
+    }  # fmt: skip
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs if pair is not pairs[3]), encoding="utf-8")
+    check_inputs(values, folder)
+    assert not left.exists()

@@ -148,8 +148,9 @@ def test_a_prompt_stays_on_its_side_when_rows_are_added_or_reordered(tmp_path: P
 def test_duplicates_and_skipped_rows_are_counted(tmp_path: Path) -> None:
     rows = pairs(range(20)) + pairs(range(5)) + [{"prompt": "x", "chosen": "same", "rejected": "same"}]
     path = write(tmp_path / "p.jsonl", rows)
-    output, folder = run(tmp_path, {"preferences": {"path": path}})
-    assert output.metrics["preferences/duplicates"] == 5
+    output, folder = run(tmp_path, {"preferences": {"path": path}, "max_skipped_share": 0.25})
+    assert output.metrics["preferences/duplicates"] == output.metrics["skipped/preferences_duplicate"] == 5
+    assert (output.metrics["rows/read"], output.metrics["rows/skipped"]) == (26, 6)
     assert output.metrics["skipped/preferences_equal_responses"] == 1
     assert output.metrics["preferences/train"] + output.metrics["preferences/held_out"] == 20
     row = read_metrics(folder.parent / "metrics.jsonl")[0]

@@ -1,0 +1,1 @@
+"""Inputs at fault, and what is said of each."""
