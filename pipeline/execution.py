@@ -35,7 +35,7 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
     console, timings = Console(), Timings()
     lease: ServerLease | None = None
     tracker: Tracker | None = None
-    with _warnings_on(console), _terminable(), _restored("PREFECT_API_URL"):
+    with _warnings_on(console), _terminable(), _restored("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
         try:
             console.line(f"run {run.name} in {run.path}")
             set_environment(stage_environment(config, config_dir))
@@ -73,7 +73,7 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
 def _run_on(lease: ServerLease, session: Session) -> None:
     # Before prefect is imported: its background threads have the settings of that moment. What it prints on the
     # terminal repeats what we print; what it logs is on the page of the run.
-    os.environ["PREFECT_API_URL"] = lease.api_url
+    os.environ.update(lease.environment)
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     timings = session.timings
@@ -149,15 +149,15 @@ def _terminable() -> Iterator[None]:
 
 
 @contextmanager
-def _restored(name: str) -> Iterator[None]:
-    """Put an environment variable back: the next run in this process must not take our server for the user's."""
-    before = os.environ.get(name)
+def _restored(*names: str) -> Iterator[None]:
+    """Put environment variables back: the next run in this process must not take our server for the user's."""
+    before = {name: os.environ[name] for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -5,6 +5,7 @@ returns a state called Cached, so that the timeline shows it.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,7 +19,12 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.context import TagsContext, get_run_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
 from prefect.states import Completed, State
 
 from data.errors import StageError, UserError
@@ -148,9 +154,11 @@ def _show_artifacts(session: Session, outcome: StageOutcome) -> None:
 
 def _settings(api_url: str) -> AbstractContextManager[Any]:
     # The heartbeat thread is joined at the flow's end, which takes a second.
-    settings: AbstractContextManager[Any] = temporary_settings(
-        {PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    )
+    values = {PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    # As the variable of now: prefect may have been imported when it was another server's, or not set.
+    if (login := os.environ.get("PREFECT_API_AUTH_STRING")) is not None:
+        values[PREFECT_API_AUTH_STRING] = login
+    settings: AbstractContextManager[Any] = temporary_settings(values)
     return settings
 
 

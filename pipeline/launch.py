@@ -184,6 +184,7 @@ def _deepspeed_config(spec: StageSpec, launch: LaunchConfig) -> dict[str, Any] |
 
 def _child_environment(ranks: int) -> dict[str, str]:
     environment = dict(os.environ)
+    environment.pop("PREFECT_API_AUTH_STRING", None)  # no stage speaks to Prefect
     root = str(source_root())
     paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
