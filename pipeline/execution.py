@@ -38,6 +38,7 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
     with _warnings_on(console), _terminable(), _restored("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
         try:
             console.line(f"run {run.name} in {run.path}")
+            _tell_foreign_code(config, run)
             set_environment(stage_environment(config, config_dir))
             with timings.measure("server_start"):
                 lease = lease_server()
@@ -68,6 +69,16 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
             run.let_go()
     _summarise(console, run)
     return code
+
+
+def _tell_foreign_code(config: PipelineConfig, run: RunFolder) -> None:
+    """A run that executes code of a model's repository says so where it is looked at: here, `run.json`, the report."""
+    models = {"model": config.model, "reward_model.model": config.own_reward_base}
+    trusting = {f"{key}.trust_remote_code": model for key, model in models.items() if model and model.trust_remote_code}
+    for key, model in trusting.items():
+        logger.warning("%s is true: this run executes Python code that comes with %s", key, model.base)
+    if trusting:
+        run.update(trusts_code=sorted(trusting))
 
 
 def _run_on(lease: ServerLease, session: Session) -> None:

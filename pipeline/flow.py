@@ -7,6 +7,7 @@ returns a state called Cached, so that the timeline shows it.
 import logging
 import os
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,6 +29,7 @@ from prefect.settings import (
 from prefect.states import Completed, State
 
 from data.errors import StageError, UserError
+from data.redaction import holds_secret, redact, redact_values
 from pipeline.graph import stage_inputs
 from pipeline.progress import ProgressMirror
 from pipeline.session import Session
@@ -81,7 +83,7 @@ def run_flow(session: Session, api_url: str, ui_url: str) -> None:
     rlhf_flow = flow(name="rlhf", flow_run_name=run.name, validate_parameters=False, persist_result=False)(rlhf)
     labels = ["rlhf", _tag(session.config.model.base), run.name]
     with _settings(api_url), tags(*labels):
-        rlhf_flow(run=run.name, config=session.config.model_dump(mode="json"))
+        rlhf_flow(run=run.name, config=redact_values(session.config.model_dump(mode="json")))
 
 
 def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]], Any]:
@@ -98,6 +100,10 @@ def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]]
                     progress=mirror.update,
                     on_execute=mirror.start,
                 )
+        except Exception as error:  # of whatever kind: Prefect stores its text and traceback
+            if holds_secret("".join(traceback.format_exception(error))):
+                raise _without_secrets(error) from None
+            raise
         finally:
             mirror.stop()
         _show_artifacts(session, outcome)
@@ -119,11 +125,23 @@ def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]]
     return stage_task
 
 
+def _without_secrets(error: Exception) -> Exception:
+    """An error of the same meaning whose text can be stored; the traceback is in the stage's log."""
+    text = redact(str(error))
+    if isinstance(error, UserError):
+        return UserError(text)
+    if _is_of_network(error):
+        return ConnectionError(text)
+    return StageError(text if isinstance(error, StageError) else f"{type(error).__name__}: {text}")
+
+
 def _is_worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Whether the network is to blame: only then can the same call end otherwise."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, UserError | StageError):
-        return False
+    return not isinstance(error, UserError | StageError) and _is_of_network(error)
+
+
+def _is_of_network(error: Any) -> bool:
     seen = 0
     while isinstance(error, BaseException) and seen < 10:
         if any(kind.__name__ in _CONNECTION_ERRORS for kind in type(error).__mro__):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data.errors import StageError, UserError
+from data.redaction import redact
 from pipeline.children import python_command, run_child
 from pipeline.config import DISTRIBUTED_STAGES, LaunchConfig, PipelineConfig
 from stages.artifacts import write_json
@@ -84,6 +85,7 @@ def execute(spec: StageSpec, launch: LaunchConfig, log: Log, progress: Progress)
     with (spec.stage_dir / "log.txt").open("a", encoding="utf-8") as file:
 
         def write(line: str) -> None:
+            line = redact(line)
             file.write(line + "\n")
             file.flush()
             log(line)
@@ -101,7 +103,7 @@ def _execute_inline(spec: StageSpec, log_file: TextIO, log: Log, progress: Progr
     except UserError:
         raise
     except Exception:  # of whatever kind: a process of its own would leave its traceback in the log, too
-        log_file.write(traceback.format_exc())
+        log_file.write(redact(traceback.format_exc()))
         raise
 
 
@@ -117,12 +119,13 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
     def on_line(line: str) -> None:
         before, marker, payload = line.partition(_USER_ERROR)
         if marker:
-            user_errors.append(json.loads(payload))
+            user_errors.append(redact(json.loads(payload)))
             return
         before, marker, payload = line.partition(_PROGRESS)
         if marker:
             progress(*json.loads(payload))
             return
+        before = redact(before)
         tail.append(before)
         if match := _RANK_ERROR.match(before):
             causes.append(match[1])
