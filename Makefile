@@ -18,7 +18,11 @@ endif
 EXTRAS ?= $(DEMO_EXTRAS)
 comma := ,
 
-.PHONY: demo test env env-test browser lint types imports unit contract integration gpu mutants faults chaos smoke clean
+# PyPI's list of vulnerabilities; AUDIT_SERVICE=osv asks OSV's.
+AUDIT_SERVICE ?= pypi
+AUDIT := $(VENV)-audit
+
+.PHONY: demo test env env-test browser lint types imports unit contract integration gpu mutants faults chaos smoke audit clean
 
 demo: env
 	$(BIN)/rlhf run configs/quickstart.yaml
@@ -78,6 +82,12 @@ faults:
 # Half an hour on two cores: kills the smoke flow again and again, resumes it, and compares.
 chaos: env-test
 	$(BIN)/python -m tests.chaos
+
+# In an environment of its own, whose packages cannot move ours. A package that the service does not know fails the
+# audit as a vulnerable one does: silence is no good news.
+audit:
+	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install -q pip-audit; }
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -s $(AUDIT_SERVICE) -r requirements.lock
 
 smoke: env
 	$(BIN)/python -m tests.tiny llama outputs/tiny-llama

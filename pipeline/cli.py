@@ -82,14 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     from data.errors import StageError, UserError
+    from data.redaction import redact
 
     try:
         return _dispatch(options)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
         return 2
     except StageError as error:
-        print(error, file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from data.redaction import redact
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -29,7 +31,8 @@ class Console:
         self._last_plain = 0.0
 
     def line(self, text: str) -> None:
-        """Print one line."""
+        """Print one line, without secrets."""
+        text = redact(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -34,9 +34,10 @@ def execute_run(config: PipelineConfig, config_dir: Path | None, run: RunFolder,
     console, timings = Console(), Timings()
     lease: ServerLease | None = None
     tracker: Tracker | None = None
-    with _warnings_on(console), announcing(), _restored("PREFECT_API_URL"):
+    with _warnings_on(console), announcing(), _restored("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
         try:
             console.line(f"run {run.name} in {run.path}")
+            _tell_foreign_code(config, run)
             set_environment(stage_environment(config, config_dir))
             with timings.measure("server_start"):
                 lease = lease_server()
@@ -79,10 +80,20 @@ def _finish(console: Console, run: RunFolder, status: RunStatus) -> None:
         console.line(f"{run.path / 'run.json'}: cannot be written ({error.strerror}), so it still says `running`")
 
 
+def _tell_foreign_code(config: PipelineConfig, run: RunFolder) -> None:
+    """A run that executes code of a model's repository says so where it is looked at: here, `run.json`, the report."""
+    models = {"model": config.model, "reward_model.model": config.own_reward_base}
+    trusting = {f"{key}.trust_remote_code": model for key, model in models.items() if model and model.trust_remote_code}
+    for key, model in trusting.items():
+        logger.warning("%s is true: this run executes Python code that comes with %s", key, model.base)
+    if trusting:
+        run.update(trusts_code=sorted(trusting))
+
+
 def _run_on(lease: ServerLease, session: Session) -> None:
     # Before prefect is imported: its background threads have the settings of that moment. What it prints on the
     # terminal repeats what we print; what it logs is on the page of the run.
-    os.environ["PREFECT_API_URL"] = lease.api_url
+    os.environ.update(lease.environment)
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     timings = session.timings
@@ -153,15 +164,15 @@ def _going_on(run: RunFolder) -> str:
 
 
 @contextmanager
-def _restored(name: str) -> Iterator[None]:
-    """Put an environment variable back: the next run in this process must not take our server for the user's."""
-    before = os.environ.get(name)
+def _restored(*names: str) -> Iterator[None]:
+    """Put environment variables back: the next run in this process must not take our server for the user's."""
+    before = {name: os.environ[name] for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -5,7 +5,9 @@ returns a state called Cached, so that the timeline shows it.
 """
 
 import logging
+import os
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,10 +20,16 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.context import TagsContext, get_run_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
 from prefect.states import Completed, Crashed, State
 
 from data.errors import StageError, UserError
+from data.redaction import holds_secret, redact, redact_values
 from pipeline.graph import stage_inputs
 from pipeline.progress import ProgressMirror
 from pipeline.server import answers
@@ -80,7 +88,7 @@ def run_flow(session: Session, api_url: str, ui_url: str) -> None:
     with _settings(api_url), tags(*labels):
         if earlier is not None:
             _close_killed(earlier)
-        rlhf_flow(run=run.name, config=session.config.model_dump(mode="json"))
+        rlhf_flow(run=run.name, config=redact_values(session.config.model_dump(mode="json")))
 
 
 def _close_killed(flow_run_id: str) -> None:
@@ -112,6 +120,10 @@ def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]]
                     progress=mirror.update,
                     on_execute=mirror.start,
                 )
+        except Exception as error:  # of whatever kind: Prefect stores its text and traceback
+            if holds_secret("".join(traceback.format_exception(error))):
+                raise _without_secrets(error) from None
+            raise
         finally:
             mirror.stop()
         _show_artifacts(session, outcome)
@@ -133,11 +145,23 @@ def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]]
     return stage_task
 
 
+def _without_secrets(error: Exception) -> Exception:
+    """An error of the same meaning whose text can be stored; the traceback is in the stage's log."""
+    text = redact(str(error))
+    if isinstance(error, UserError):
+        return UserError(text)
+    if _is_of_network(error):
+        return ConnectionError(text)
+    return StageError(text if isinstance(error, StageError) else f"{type(error).__name__}: {text}")
+
+
 def _is_worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Whether the network is to blame: only then can the same call end otherwise."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, UserError | StageError):
-        return False
+    return not isinstance(error, UserError | StageError) and _is_of_network(error)
+
+
+def _is_of_network(error: Any) -> bool:
     seen = 0
     while isinstance(error, BaseException) and seen < 10:
         if any(kind.__name__ in _CONNECTION_ERRORS for kind in type(error).__mro__):
@@ -168,9 +192,11 @@ def _show_artifacts(session: Session, outcome: StageOutcome) -> None:
 
 def _settings(api_url: str) -> AbstractContextManager[Any]:
     # The heartbeat thread is joined at the flow's end, which takes a second.
-    settings: AbstractContextManager[Any] = temporary_settings(
-        {PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    )
+    values = {PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    # As the variable of now: prefect may have been imported when it was another server's, or not set.
+    if (login := os.environ.get("PREFECT_API_AUTH_STRING")) is not None:
+        values[PREFECT_API_AUTH_STRING] = login
+    settings: AbstractContextManager[Any] = temporary_settings(values)
     return settings
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data.errors import StageError, UserError
+from data.redaction import redact
 from pipeline.children import python_command, run_child
 from pipeline.config import DISTRIBUTED_STAGES, LaunchConfig, PipelineConfig
 from stages.artifacts import write_json
@@ -87,6 +88,7 @@ def execute(spec: StageSpec, launch: LaunchConfig, log: Log, progress: Progress)
     with (spec.stage_dir / "log.txt").open("a", encoding="utf-8") as file:
 
         def write(line: str) -> None:
+            line = redact(line)
             with contextlib.suppress(OSError):  # a full disk: whoever reads the stage's output has to go on reading
                 file.write(line + "\n")
                 file.flush()
@@ -105,7 +107,7 @@ def _execute_inline(spec: StageSpec, log_file: TextIO, log: Log, progress: Progr
     except UserError:
         raise
     except Exception:  # of whatever kind: a process of its own would leave its traceback in the log, too
-        log_file.write(traceback.format_exc())
+        log_file.write(redact(traceback.format_exc()))
         raise
 
 
@@ -122,16 +124,17 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
     def on_line(line: str) -> None:
         before, marker, payload = line.partition(_USER_ERROR)
         if marker:
-            user_errors.append(json.loads(payload))
+            user_errors.append(redact(json.loads(payload)))
             return
         before, marker, payload = line.partition(_STAGE_ERROR)
         if marker:
-            stage_errors.append(json.loads(payload))
+            stage_errors.append(redact(json.loads(payload)))
             return
         before, marker, payload = line.partition(_PROGRESS)
         if marker:
             progress(*json.loads(payload))
             return
+        before = redact(before)
         tail.append(before)
         if match := _RANK_ERROR.match(before):
             causes.append(match[1])
@@ -199,6 +202,7 @@ def _deepspeed_config(spec: StageSpec, launch: LaunchConfig) -> dict[str, Any] |
 
 def _child_environment(ranks: int) -> dict[str, str]:
     environment = dict(os.environ)
+    environment.pop("PREFECT_API_AUTH_STRING", None)  # no stage speaks to Prefect
     root = str(source_root())
     paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from data.errors import ConfigError
 from pipeline.config import PipelineConfig
 from pipeline.problems import describe_errors
+from pipeline.secrets import check_no_secrets
 from stages.ppo.config import PPOConfig
 from stages.rollouts.config import RolloutConfig
 
@@ -54,6 +55,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
 def validate_values(values: Mapping[str, Any], overrides: Sequence[str], name: str) -> PipelineConfig:
     """Apply overrides to the values of a file called `name` and validate them."""
     written = apply_overrides(values, overrides)
+    check_no_secrets(written, name)
     try:
         return PipelineConfig.model_validate(written)
     except ValidationError as error:

@@ -42,11 +42,13 @@ def header(run: RunView) -> str:
     """Name, base model, date, status, hardware and time."""
     base = _base(run.config)
     own = _base(run.config.get("reward_model"))
+    trusted = ", ".join(f"`{name}`" for name in run.record.get("trusts_code") or [])
     started = parse_time(run.record.get("started"))
     status = str(run.record.get("status") or "unknown")
     facts = [
         ("Base model", base or "unknown"),
         *([("Reward model's base", own)] if own else []),
+        *([("Foreign code", f"run as the configuration says: {trusted}")] if trusted else []),
         ("Started", started.strftime("%Y-%m-%d %H:%M %Z") if started else "unknown"),
         ("Hardware", _hardware(run)),
         ("Total time", duration(elapsed_seconds(run))),

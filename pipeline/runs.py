@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from data.errors import ConfigError
+from data.redaction import redact_values
 from pipeline.locks import is_locked, release, try_lock
 from stages.artifacts import write_json
 from stages.contract import Artifact, StageName, artifact_from_json
@@ -102,14 +103,14 @@ class RunFolder:
 
     def update(self, **values: Any) -> None:
         """Change fields of the run and write `run.json`."""
-        self.record.update(values)
+        self.record.update(redact_values(values))
         write_json(self.path / "run.json", self.record)
 
     def update_stage(self, name: StageName, **values: Any) -> None:
         """Change fields of a stage's entry and write `run.json`."""
         entry = self.stage(name)
         assert entry is not None, name
-        entry.update(values)
+        entry.update(redact_values(values))
         write_json(self.path / "run.json", self.record)
 
     def finish(self, status: RunStatus) -> None:

@@ -4,6 +4,9 @@ The ephemeral server that Prefect would start in our process loses rows at its e
 `prefect server start` as a process of its own, further runs attach to it, and the last one stops it. Who uses
 it stands in PREFECT_HOME/rlhf-server: a lock, `server.json` and one file for each client. Imports no prefect:
 the server starts while the rest of the run is still being prepared.
+
+It listens on the loopback interface and wants a login, for its API can change things and every user of the machine
+reaches the loopback. The login is random for each server; `server.json` holds it, for its owner alone.
 """
 
 import contextlib
@@ -37,9 +40,10 @@ _POLL_SECONDS = 0.25
 class ServerLease:
     """The use of a server by this process; `release` stops the server if nobody else uses it."""
 
-    def __init__(self, api_url: str, client_file: Path | None) -> None:
+    def __init__(self, api_url: str, client_file: Path | None, login: str | None = None) -> None:
         """Use `lease_server`. Without a client file the server is the user's own and is left alone."""
         self.api_url = api_url
+        self.login = login
         self._client_file = client_file
         self._folder = None if client_file is None else client_file.parent
 
@@ -47,6 +51,12 @@ class ServerLease:
     def ui_url(self) -> str:
         """Address of the user interface."""
         return self.api_url.removesuffix("/api")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Prefect's client needs to speak to the server; a user's own server has its login from the user."""
+        login = {} if self.login is None else {"PREFECT_API_AUTH_STRING": self.login}
+        return {"PREFECT_API_URL": self.api_url, **login}
 
     def wait_until_healthy(
         self, timeout_seconds: float = HEALTHY_WITHIN_SECONDS, cancelled: threading.Event | None = None
@@ -145,16 +155,19 @@ def lease_server() -> ServerLease:
         # One file a lease, not a process: a program may run several flows at a time.
         client_file = folder / f"client-{os.getpid()}-{secrets.token_hex(4)}.json"
         client_file.write_text(json.dumps(_identity(os.getpid())), encoding="utf-8")
-    return ServerLease(state["api_url"], client_file)
+    return ServerLease(state["api_url"], client_file, state.get("login"))
 
 
 def _start_server(folder: Path) -> dict[str, Any]:
-    port = _free_port()
+    port, login = _free_port(), f"rlhf:{secrets.token_urlsafe(32)}"
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment |= {
         # As variables: with `--port` the user interface goes on calling port 4200.
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),
+        # Not arguments: those are shown to every user of the machine.
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_API_AUTH_STRING": login,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_V2_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -171,8 +184,11 @@ def _start_server(folder: Path) -> dict[str, Any]:
             cwd=folder,
             start_new_session=True,
         )
-    state = {**_identity(process.pid), "api_url": f"http://127.0.0.1:{port}/api"}
-    (folder / "server.json").write_text(json.dumps(state), encoding="utf-8")
+    state = {**_identity(process.pid), "api_url": f"http://127.0.0.1:{port}/api", "login": login}
+    path = folder / "server.json"
+    path.unlink(missing_ok=True)  # an older version's may be readable by all
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump(state, file)
     return state
 
 

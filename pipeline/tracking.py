@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from data.redaction import is_secret_name, redact_values
 from pipeline import tracking_worker
 from pipeline.config import TrackingConfig
 from pipeline.tracking_worker import file_state
@@ -138,7 +139,7 @@ class Tracker:
         if self._process is None or self._lost or self._process.stdin is None:
             return
         self._read_reports()
-        line = json.dumps(message, default=str).encode() + b"\n"
+        line = json.dumps(redact_values(message), default=str).encode() + b"\n"
         try:
             written = os.write(self._process.stdin.fileno(), line)
         except BlockingIOError:
@@ -227,7 +228,12 @@ def start_tracker(config: TrackingConfig, *, run: str, run_dir: Path, segment: i
 
 def _worker_environment(mode: str, run_dir: Path) -> dict[str, str]:
     folder = run_dir / "wandb"
-    environment = {name: value for name, value in os.environ.items() if name not in _ONE_RUN_VARIABLES}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        # W&B needs its own key alone.
+        if name not in _ONE_RUN_VARIABLES and (name.startswith("WANDB_") or not is_secret_name(name))
+    }
     environment["WANDB_DIR"] = str(run_dir)
     environment["WANDB_DATA_DIR"] = str(folder / ".data")
     environment["WANDB_CACHE_DIR"] = str(folder / ".cache")

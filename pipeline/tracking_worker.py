@@ -216,8 +216,9 @@ class Mirror:
                 x_disable_machine_info=offline,
                 x_disable_meta=offline,
                 x_save_requirements=not offline,
-                disable_git=offline,
-                disable_code=offline,
+                # The address of a git remote may hold a password; the code of the run is in its fingerprint.
+                disable_git=True,
+                disable_code=True,
             ),
         )
 

@@ -173,6 +173,15 @@ class _ParameterHolder(nn.Module):
         self.held = nn.ParameterList(parameters)
 
 
+def deepspeed_checkpoint_classes() -> tuple[type, ...]:
+    """The data classes that DeepSpeed's ZeRO checkpoints name; they hold numbers and run nothing when restored."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return LossScaler, ZeroStageEnum, fragment_address
+
+
 def num_optimizer_steps(config: LearningConfig, num_examples: int) -> int:
     """Optimizer steps of a training run; the last, smaller batch of an epoch counts."""
     per_epoch = max(-(-num_examples // config.batch_size), 1)

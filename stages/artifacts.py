@@ -18,6 +18,7 @@ from typing import Any
 
 from data.errors import ArtifactError
 from stages.contract import Artifact, artifact_from_json
+from stages.safe_files import check_no_pickle
 
 RECORDS = "records"
 _CHUNK_BYTES = 1 << 20
@@ -81,8 +82,9 @@ def publish_payload(payload_dir: Path, store_dir: Path) -> tuple[str, dict[str, 
         The payload's digest and the digest of each of its files.
 
     Raises:
-        ArtifactError: The payload is empty.
+        ArtifactError: The payload is empty, or holds a pickle.
     """
+    check_no_pickle(payload_dir, payload_files(payload_dir))
     digests = file_digests(payload_dir)
     if not digests:
         raise ArtifactError(f"{payload_dir}: the stage wrote no file; an artifact needs at least one")
@@ -113,7 +115,7 @@ def verify_artifact(artifact: Artifact, digests: dict[str, str] | None = None) -
         digests: Digest of each file as the manifest has it; lets the message name the file that changed.
 
     Raises:
-        ArtifactError: The folder is missing, or its content has another digest.
+        ArtifactError: The folder is missing, its content has another digest, or a file holds a pickle.
     """
     if not artifact.path.is_dir():
         raise ArtifactError(
@@ -129,6 +131,9 @@ def verify_artifact(artifact: Artifact, digests: dict[str, str] | None = None) -
         )
     found = file_digests(artifact.path)
     if combine_digests(found) == artifact.digest:
+        check_no_pickle(
+            artifact.path, payload_files(artifact.path)
+        )  # one that was made elsewhere has a true digest too
         return
     expected = digests or {}
     changed = sorted(name for name in expected if name in found and found[name] != expected[name])

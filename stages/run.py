@@ -128,6 +128,9 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
         Interrupted: Somebody asked the stage to end, which kept what it had first.
     """
     is_main = int(os.environ.get("RANK", "0")) == 0
+    notes = _foreign_code(spec)
+    if is_main and notes:
+        logger.warning("%s is true: this stage executes Python code that comes with the model", notes["trusts_code"])
     laps = [time.monotonic()]
     for artifact in spec.inputs.values():
         verify_artifact(artifact)
@@ -265,8 +268,17 @@ def _manifest(
         "seconds": round(laps[-1] - laps[1], 3),
         "timings": {part: round(seconds, 4) for part, seconds in timings.items()},
         "metrics": output.metrics,
-        "notes": output.notes,
+        "notes": {**output.notes, **_foreign_code(spec)},
     }
+
+
+def _foreign_code(spec: StageSpec) -> dict[str, str]:
+    """The note of a stage that executes code of a model's repository."""
+    sections = {"model": spec.model, f"{spec.stage}.model": spec.config.get("model")}
+    for key, section in sections.items():
+        if isinstance(section, dict) and section.get("trust_remote_code"):
+            return {"trusts_code": f"{key}.trust_remote_code"}
+    return {}
 
 
 def package_version(name: str) -> str | None:

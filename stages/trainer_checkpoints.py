@@ -16,10 +16,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from stages.accelerator import num_processes, process_rank
+from stages.accelerator import deepspeed_checkpoint_classes, num_processes, process_rank
 from stages.checkpoint import Checkpoints
 from stages.contract import StageContext
 from stages.ranks import Ranks
+from stages.safe_checkpoints import check_checkpoint
 
 _CURRENT, _BEST = "current", "best"
 _STATE = "trainer_state.json"
@@ -80,12 +81,17 @@ def restore_checkpoint(context: StageContext) -> str | None:
 
     Returns:
         For `Trainer.train(resume_from_checkpoint=...)`; None where there is no checkpoint.
+
+    Raises:
+        ArtifactError: It holds more than tensors and plain values.
     """
     found = Checkpoints.of(context).latest()
     if found is None:
         return None
     current = context.scratch_dir / f"checkpoint-{found.step}"
     shutil.copytree(found.path / _CURRENT, current)
+    # The copy, for it is what is loaded.
+    check_checkpoint(current, deepspeed_checkpoint_classes() if context.deepspeed is not None else ())
     state = json.loads((current / _STATE).read_text(encoding="utf-8"))
     best = current
     if (found.path / _BEST).is_dir():

@@ -46,6 +46,13 @@ def _go_wrong(what: str) -> None:
             raise RuntimeError("matrix is singular")
         case "connection":
             raise ConnectionError("the hub does not answer")
+        case "leak":
+            logger.warning("environment: %s", dict(os.environ))
+            print("GET https://me:plantedpassword@host/x?token=plantedpassword", flush=True)
+            try:
+                raise ValueError(os.environ["HF_TOKEN"])
+            except ValueError as error:
+                raise RuntimeError(f"401 for https://me:plantedpassword@host, {os.environ['HF_TOKEN']}") from error
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "wait":  # until the file `go` lies in the working folder

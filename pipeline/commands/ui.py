@@ -21,7 +21,8 @@ def ui(options: argparse.Namespace) -> int:
     try:
         print("starting the Prefect server ...", flush=True)
         lease.wait_until_healthy(cancelled=ended)
-        print(f"runs: {lease.ui_url}/runs\nCtrl-C ends it", flush=True)
+        login = f"\nlogin, which the page asks for once: {lease.login}" if lease.login else ""
+        print(f"runs: {lease.ui_url}/runs{login}\nCtrl-C ends it", flush=True)
         ended.wait()
     finally:
         lease.release()

@@ -130,6 +130,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, adapter_name:
         ModelError: The folder holds no adapter or one that does not fit.
     """
     adapter_config(folder)
+    saved = adapter_state(folder)  # first: where it has no safetensors, PEFT takes a pickled adapter_model.bin
     device = str(model.device)
     if isinstance(model, PeftModel):
         model.load_adapter(str(folder), adapter_name, is_trainable=trainable, torch_device=device)
@@ -139,7 +140,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, adapter_name:
             model, str(folder), adapter_name=adapter_name, is_trainable=trainable, torch_device=device
         )
     # PEFT only warns about tensors that have no place.
-    _check_keys(adapter_state(folder), _state(peft_model, adapter_name), folder)
+    _check_keys(saved, _state(peft_model, adapter_name), folder)
     return peft_model
 
 

@@ -24,7 +24,8 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     lease = lease_server()
     lease.wait_until_healthy()
     # Before prefect is imported: its background threads have the settings of that moment.
-    patch.setenv("PREFECT_API_URL", lease.api_url)
+    for name, value in lease.environment.items():
+        patch.setenv(name, value)
     yield lease.api_url
     lease.release()
     patch.undo()

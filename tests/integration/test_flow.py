@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 import pipeline.launch
 import stages.run
 from pipeline.cli import main
-from tests import stand_in
+from tests import planted, stand_in
 from tests.processes import has_ended
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,6 +215,57 @@ def test_process_that_fails(
     monkeypatch.setenv("RLHF_STAND_IN", f"data={what}")
     assert main(in_process) == code
     assert text in capfd.readouterr().err
+
+
+def test_a_run_that_trusts_code_of_a_model_says_so(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In its output, `run.json`, the manifest, the stage's log and the report; a run that does not, nowhere."""
+    for name, value in (("off", "false"), ("on", "true")):
+        assert main(["run", "c.yaml", "--run", name, "--set", f"model.trust_remote_code={value}"]) == 0
+        said = capfd.readouterr().err
+        run_dir = folder / "outputs" / name
+        manifest = json.loads((run_dir / "sft" / "manifest.json").read_text(encoding="utf-8"))
+        places = [
+            "model.trust_remote_code is true: this run executes Python code" in said,
+            read_run(folder, name).get("trusts_code") == ["model.trust_remote_code"],
+            manifest["notes"].get("trusts_code") == "model.trust_remote_code",
+            "executes Python code" in (run_dir / "sft" / "log.txt").read_text(encoding="utf-8"),
+            "Foreign code" in (run_dir / "report.html").read_text(encoding="utf-8"),
+        ]
+        assert places == [name == "on"] * 5
+
+
+def test_the_prefect_server_listens_on_loopback_and_wants_a_login(prefect_api: str) -> None:
+    state_path = Path(os.environ["PREFECT_HOME"], "rlhf-server", "server.json")
+    assert state_path.stat().st_mode & 0o777 == 0o600
+    state = json.loads(state_path.read_text(encoding="utf-8"))
+    server = psutil.Process(state["pid"])
+    tree = [server, *server.children(recursive=True)]
+    listening = [c.laddr.ip for p in tree for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
+    assert listening == ["127.0.0.1"]
+    assert not any(state["login"].partition(":")[2] in word for process in tree for word in process.cmdline())
+    for login, status in ((None, 401), ("rlhf:guessed", 401), (state["login"], 200)):
+        auth = tuple(login.split(":")) if login else None
+        changing = httpx.post(f"{prefect_api}/flows/", json={"name": "planted"}, auth=auth, trust_env=False)
+        reading = httpx.post(f"{prefect_api}/flows/filter", json={}, auth=auth, trust_env=False)
+        assert (changing.is_success, reading.is_success) == (status == 200, status == 200)
+        assert status == 200 or changing.status_code == reading.status_code == 401
+
+
+@pytest.mark.parametrize("mode", ["inline", "process"])
+def test_no_planted_secret_reaches_a_file(
+    mode: str, in_process: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A stage that prints its environment and fails with a password in the error."""
+    for name, value in planted.SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RLHF_STAND_IN", "data=leak")
+    assert main([*in_process, "--set", f"launch.mode={mode}"]) == 1
+    said = "".join(capfd.readouterr())
+    (folder / "said.txt").write_text(said, encoding="utf-8")
+    assert planted.leaks(folder, Path(os.environ["PREFECT_HOME"])) == []
+    assert "401 for https://***@host, ***" in said
+    (log,) = (folder / "outputs").glob("*/data/log.txt")
+    assert "GET https://***@host/x?token=***" in log.read_text(encoding="utf-8")
 
 
 def test_cancelled_run_leaves_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,17 @@
 """The tiny full flow through the command line: real stages, a real Prefect server, W&B offline, real vLLM."""
 
 import json
+import os
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from pipeline.timings import Part
+from tests import planted
 
 Rlhf = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -57,8 +60,20 @@ def check_complete(outputs: Path, name: str) -> dict[str, dict[str, Any]]:
     return stages
 
 
-def test_checklist_51_full_flow_then_no_stage_then_ppo_alone(rlhf: Rlhf, tiny_llama: Path, tmp_path: Path) -> None:
-    base = ("--set", f"model.base={tiny_llama}")
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of temporary files; with a short path, for there are sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_checklist_51_full_flow_then_no_stage_then_ppo_alone(
+    rlhf: Rlhf, tiny_llama: Path, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in planted.SECRETS.items():
+        monkeypatch.setenv(name, value)
+    base = ("--set", f"model.base={tiny_llama}", "--set", "tracking.mode=offline")
     first = rlhf("run", "configs/smoke.yaml", "--run", "one", *base)
     assert first.returncode == 0, first.stdout + first.stderr
     outputs = tmp_path / "outputs"
@@ -80,6 +95,11 @@ def test_checklist_51_full_flow_then_no_stage_then_ppo_alone(rlhf: Rlhf, tiny_ll
     other = {stage["name"]: stage for stage in read_run(outputs, "three")["stages"]}
     assert other["sft"]["artifact"]["digest"] == stages["sft"]["artifact"]["digest"]
     assert other["ppo"]["artifact"]["digest"] != stages["ppo"]["artifact"]["digest"]
+
+    for name, done in (("first", first), ("again", again), ("rerun", rerun)):
+        (tmp_path / f"{name}.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    assert list((outputs / "one" / "wandb").rglob("*.wandb"))  # so that there was something to look at
+    assert planted.leaks(tmp_path, temporary, Path(os.environ["PREFECT_HOME"])) == []
 
 
 def test_full_flow_with_vllm(rlhf: Rlhf, tiny_llama: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import torch
@@ -97,6 +98,18 @@ def served_names(parts: Parts) -> set[str]:
     names = {model.name for model in client.models()}
     client.close()
     return names
+
+
+def test_the_server_listens_on_loopback_and_wants_its_key(parts: Parts) -> None:
+    assert parts.backend.process is not None
+    tree = tree_of(parts.backend.process.pid)
+    listening = {c.laddr.ip for p in tree for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
+    with httpx.Client(base_url=parts.backend.address, trust_env=False) as http:
+        assert http.get("/v1/models").status_code == 401
+        planted = {"lora_name": "planted", "lora_path": "/tmp"}
+        for key in ({}, {"Authorization": "Bearer guessed"}):
+            assert http.post("/v1/load_lora_adapter", json=planted, headers=key).status_code == 401
 
 
 def test_checklist_21_each_version_that_is_sent_is_the_one_that_acts(parts: Parts) -> None:
