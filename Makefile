@@ -22,14 +22,14 @@ comma := ,
 AUDIT_SERVICE ?= pypi
 AUDIT := $(VENV)-audit
 
-.PHONY: demo test env env-test browser lint types imports unit contract integration gpu mutants faults chaos smoke audit clean
+.PHONY: demo test env env-test browser lint types imports unit contract bad_inputs integration gpu mutants faults chaos smoke audit clean
 
 demo: env
 	$(BIN)/rlhf run configs/quickstart.yaml
 
 test: env-test browser lint types imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/contract
-	$(BIN)/python -m pytest tests/integration tests/gpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/contract tests/bad_inputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/gpu
 	$(MAKE) mutants
 	$(MAKE) faults
 
@@ -70,7 +70,7 @@ types:
 imports:
 	$(BIN)/lint-imports
 
-unit contract integration gpu:
+unit contract bad_inputs integration gpu:
 	$(BIN)/python -m pytest tests/$@
 
 mutants:

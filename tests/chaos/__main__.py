@@ -47,7 +47,7 @@ def main() -> int:
         lease = lease_server()
         try:
             lease.wait_until_healthy()
-            os.environ["PREFECT_API_URL"] = lease.api_url
+            os.environ.update(lease.environment)
             base = tiny_model_dir("llama", folder / "llama", hidden=64)
             for whole, trials in _parts(options, base, folder):
                 for trial in trials:

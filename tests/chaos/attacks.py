@@ -154,7 +154,7 @@ def prefect_killed(stage: str, row: int, home: Path) -> Attack:
 
 def own_server(home: Path) -> dict[str, str]:
     """Environment of a run that starts a Prefect server of its own."""
-    return {"PREFECT_HOME": str(home), "PREFECT_API_URL": ""}
+    return {"PREFECT_HOME": str(home), "PREFECT_API_URL": "", "PREFECT_API_AUTH_STRING": ""}
 
 
 def _killed(kind: str, reached: Callable[[Target], bool], delay: float) -> Attack:
