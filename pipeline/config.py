@@ -68,8 +68,8 @@ class LaunchConfig(StrictModel):
 class PipelineConfig(StrictModel):
     """A run: what each stage does, on one base model."""
 
-    seed: int = Field(default=0, ge=0)
-    """Every random state of every stage derives from it."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Every random state of every stage derives from it; numpy takes 32 bits."""
 
     output_dir: str = Field(default="outputs", min_length=1)
     """Folder of runs and of the store that they share."""

@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 import netrc
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -14,29 +14,16 @@ from pydantic import BaseModel, ValidationError
 
 from data.errors import ConfigError
 from pipeline.config import PipelineConfig
-from pipeline.problems import describe_errors
+from pipeline.problems import describe_errors, truth_as_number
+from pipeline.safe_yaml import parse_yaml
 from pipeline.secrets import check_no_secrets
 from stages.ppo.config import PPOConfig
 from stages.rollouts.config import RolloutConfig
 
+VLLM_MAX_TEMPERATURE = 2.0
+"""It refuses requests above this."""
+
 _NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML lets a repeated key win silently; here it is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping after looking for repeated keys."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            if isinstance(key, Hashable):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -56,19 +43,22 @@ def validate_values(values: Mapping[str, Any], overrides: Sequence[str], name: s
     """Apply overrides to the values of a file called `name` and validate them."""
     written = apply_overrides(values, overrides)
     check_no_secrets(written, name)
+    paths = {option: option.partition("=")[0].split(".") for option in overrides}
+
+    def source(key: Sequence[str]) -> str:
+        for option, option_path in reversed(paths.items()):
+            shorter = min(len(key), len(option_path))
+            if shorter and list(key[:shorter]) == option_path[:shorter] and len(key) >= len(option_path):
+                return f"--set {option}"
+        return name
+
     try:
-        return PipelineConfig.model_validate(written)
+        config = PipelineConfig.model_validate(written)
     except ValidationError as error:
-        paths = {option: option.partition("=")[0].split(".") for option in overrides}
-
-        def source(key: Sequence[str]) -> str:
-            for option, option_path in reversed(paths.items()):
-                shorter = min(len(key), len(option_path))
-                if shorter and list(key[:shorter]) == option_path[:shorter] and len(key) >= len(option_path):
-                    return f"--set {option}"
-            return name
-
         raise ConfigError("\n".join(describe_errors(error, PipelineConfig, source))) from error
+    if problems := truth_as_number(written, config, source):
+        raise ConfigError("\n".join(problems))
+    return config
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -77,18 +67,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing, is no YAML, or has another top level.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration file{_near_files(path)}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        if path.is_dir():
+            raise ConfigError(f"{path}: a folder; a YAML file is needed{_near_files(path / 'c.yaml')}")
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such configuration file{_near_files(path)}")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}{line}: {error.problem or error.context}; correct the YAML there") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {error}; correct the YAML there") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    values = parse_yaml(text, str(path), "correct the YAML there")
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -116,10 +105,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         path = key.strip().split(".")
         if not equals or not all(path):
             raise ConfigError(f"--set {option}: must read KEY=VALUE with dots in the key, as in --set ppo.steps=10")
-        try:
-            value = yaml.load(text, Loader=_UniqueKeyLoader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {option}: the value is no YAML; quote it") from error
+        value = parse_yaml(text, f"--set {option}", "quote it")
         section = result
         for depth, name in enumerate(path[:-1], start=1):
             inner = section.get(name)
@@ -162,6 +148,11 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
         if section is not None:
             rollout = section.rollout  # type: ignore[attr-defined]
             found = {"engine": _resolve_engine(f"{name}.rollout", rollout, device)}
+            if found["engine"] != "hf" and rollout.temperature > VLLM_MAX_TEMPERATURE:
+                raise ConfigError(
+                    f"{name}.rollout.temperature: found {rollout.temperature:g}, but vLLM samples at "
+                    f"{VLLM_MAX_TEMPERATURE:g} at most; lower it, or use `{name}.rollout.engine: hf`"
+                )
             if rollout.importance_sampling == "auto":
                 found["importance_sampling"] = "off" if found["engine"] == "hf" else "token_truncate"
             changes[name] = section.model_copy(update={"rollout": rollout.model_copy(update=found)})

@@ -1,6 +1,7 @@
 """What pydantic found wrong in a configuration, as sentences: where and what, what is needed, what to do."""
 
 import difflib
+import reprlib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -19,6 +20,9 @@ _KINDS = {
     "model_attributes": "a section (key: value lines)",
     "finite_number": "a finite number",
 }
+_SHORT = reprlib.Repr()  # of what is long or deep, no more than a message can show
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -39,12 +43,46 @@ def describe_errors(
         model: The class that was validated.
         source: From the path of a key, where its value was written: the file, or the `--set` option.
     """
-    lines = []
+    lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         owner, path, name = _locate(model, problem["loc"])
         where = f"{source(path)}: " + (f"{'.'.join(path)}: " if path else "")
-        lines.append(where + _explain(problem, model, owner, path, name))
-    return list(dict.fromkeys(lines))
+        said = _explain(problem, model, owner, path, name)
+        # A key that may be of two types has two complaints: the first one, with what else it may be.
+        lines[where] = _either(lines[where], said) if where in lines else said
+    return [where + said for where, said in lines.items()]
+
+
+def truth_as_number(
+    written: Mapping[str, Any], validated: BaseModel, source: Callable[[Sequence[str]], str], *above: str
+) -> list[str]:
+    """A line for each true or false where a number is needed: pydantic takes them for 1 and 0.
+
+    Args:
+        written: The values of a section.
+        validated: What became of them.
+        source: As for `describe_errors`.
+        above: Path of the section.
+    """
+    lines = []
+    for name, value in written.items():
+        path, became = (*above, str(name)), getattr(validated, str(name), None)
+        if isinstance(value, Mapping) and isinstance(became, BaseModel):
+            lines += truth_as_number(value, became, source, *path)
+        elif isinstance(value, bool) and not isinstance(became, bool) and became is not None:
+            remedy = _way_out(type(validated), str(name))
+            lines.append(f"{source(path)}: {'.'.join(path)}: found {_show(value)}, must be a number; {remedy}")
+    return lines
+
+
+def _either(first: str, other: str) -> str:
+    """Two complaints on one value as one."""
+    head, marker, rest = first.partition(", must be ")
+    also = other.partition(", must be ")[2].split(";")[0].split(". ")[0]
+    wanted, mark, remedy = rest.partition(";" if ";" in rest else ". ")
+    if not marker or not also or also in wanted:
+        return first
+    return f"{head}{marker}{wanted} or {also}{mark}{remedy}"
 
 
 def _explain(
@@ -65,7 +103,7 @@ def _explain(
         return str(context["error"])
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        return f"found {found}, must be {words} {context[key]:g}; {_way_out(owner, name)}"
+        return f"found {found}, must be {words} {_show(context[key])}; {_way_out(owner, name)}"
     if kind in ("literal_error", "union_tag_invalid"):
         allowed = context.get("expected") or context["expected_tags"]
         return f"found {_tag_of(problem, found)}, must be {allowed}. {_near_value(problem, owner, name, context)}"
@@ -107,7 +145,7 @@ def _locate(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[type[Base
 
 def _is_annotation_name(element: str) -> bool:
     """Whether it names a member of an untagged union, as in `literal['all-linear']` or `list[str]`."""
-    return element.startswith(("literal[", "list[", "function-", "nullable", "str", "dict["))
+    return element.startswith(("literal[", "list[", "function-", "nullable", "str", "dict[", "bool"))
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -161,7 +199,7 @@ def _way_out(owner: type[BaseModel] | None, name: str) -> str:
     field = owner.model_fields.get(name) if owner is not None else None
     if field is None or field.is_required():
         return "correct it"
-    if isinstance(field.default, BaseModel):
+    if isinstance(field.default, BaseModel) or field.default_factory is not None:
         return "correct it, or leave it out for the default"
     return f"correct it, or leave it out for the default {_show(field.default)}"
 
@@ -196,7 +234,7 @@ def _literals(annotation: Any) -> Iterator[str]:
 def _show(value: Any) -> str:
     """A value as it stood in the YAML, cut to a readable length."""
     text = {None: "null", True: "true", False: "false"}.get(value) if _is_plain(value) else None
-    text = text if text is not None else repr(value)
+    text = text if text is not None else _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

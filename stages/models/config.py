@@ -1,6 +1,6 @@
 """The one base model and the adapters on it. Imports pydantic only."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -32,7 +32,7 @@ class TuningConfig(StrictModel):
     rslora: bool = False
     """Scale by `alpha / sqrt(rank)` (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732)."""
 
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Linear modules that carry an adapter, by the end of their name; `all-linear` is all but the head."""
 
     layers: LayersConfig | None = None

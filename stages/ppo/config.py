@@ -1,5 +1,6 @@
 """Settings of PPO. Imports pydantic only."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -30,6 +31,9 @@ class AdaptiveKLConfig(StrictModel):
 AdvantageEstimator = Literal["gae", "rloo", "grpo", "reinforce_plus_plus"]
 
 # What only a critic reads, and what only GAE and REINFORCE++ read: refused beside an estimator that does not.
+_MOST_TRIED = 100_000
+"""Divisors of a batch are looked for up to here; beyond it no batch is meant."""
+
 _CRITIC_FIELDS = ("gae_lambda", "value_coef", "value_clip_range", "critic_learning_rate", "critic_init")
 _WITH_CRITIC = ("gae",)
 _PER_TOKEN = ("gae", "reinforce_plus_plus")
@@ -95,7 +99,7 @@ class PPOConfig(StrictModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients of policy and critic are clipped, each to this norm."""
 
-    clip_range: float = Field(default=0.2, gt=0)
+    clip_range: float = Field(default=0.2, gt=0, lt=1)
     """The probability ratio is clipped to `1 +- clip_range`."""
 
     dual_clip: float | None = Field(default=None, gt=1)
@@ -249,8 +253,9 @@ def _check_divides(whole_name: str, whole: int, part_name: str, part: int) -> No
     """Raise with the nearest values that work unless `part` divides `whole`."""
     if part <= whole and whole % part == 0:
         return
-    divisors = [value for value in range(1, whole + 1) if whole % value == 0]
-    nearest = sorted(sorted(divisors, key=lambda value: abs(value - part))[:3])
+    small = [value for value in range(1, min(math.isqrt(whole), _MOST_TRIED) + 1) if whole % value == 0]
+    divisors = {*small, *(whole // value for value in small)}
+    nearest = sorted(sorted(divisors, key=lambda value: (abs(value - part), value))[:3])
     raise ValueError(
         f"{whole_name}={whole} is not divisible by {part_name}={part}; use {part_name}={', '.join(map(str, nearest))}"
     )
