@@ -103,7 +103,7 @@ def _explain(
         return str(context["error"])
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        return f"found {found}, must be {words} {_show(context[key])}; {_way_out(owner, name)}"
+        return f"found {found}, must be {words} {_bound(context[key])}; {_way_out(owner, name)}"
     if kind in ("literal_error", "union_tag_invalid"):
         allowed = context.get("expected") or context["expected_tags"]
         return f"found {_tag_of(problem, found)}, must be {allowed}. {_near_value(problem, owner, name, context)}"
@@ -236,6 +236,10 @@ def _show(value: Any) -> str:
     text = {None: "null", True: "true", False: "false"}.get(value) if _is_plain(value) else None
     text = text if text is not None else _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _is_plain(value: Any) -> bool:

@@ -66,13 +66,13 @@ CASES = [
     Case(
         "alpha 0",
         ("model.tuning.alpha=0",),
-        "--set model.tuning.alpha=0: model.tuning.alpha: found 0, must be greater than 0.0; correct it, "
-        "or leave it out for the default 32.0",
+        "--set model.tuning.alpha=0: model.tuning.alpha: found 0, must be greater than 0; correct it, or "
+        "leave it out for the default 32.0",
     ),
     Case(
         "a dropout above 1",
         ("model.tuning.dropout=1.5",),
-        "--set model.tuning.dropout=1.5: model.tuning.dropout: found 1.5, must be less than 1.0; correct "
+        "--set model.tuning.dropout=1.5: model.tuning.dropout: found 1.5, must be less than 1; correct "
         "it, or leave it out for the default 0.0",
     ),
     Case(
@@ -141,13 +141,13 @@ CASES = [
         "all rows held out",
         ("data.demonstrations.held_out=1.0",),
         "--set data.demonstrations.held_out=1.0: data.demonstrations.held_out: found 1.0, must be less "
-        "than 1.0; correct it, or leave it out for the default 0.1",
+        "than 1; correct it, or leave it out for the default 0.1",
     ),
     Case(
         "a negative share held out",
         ("data.demonstrations.held_out=-0.1",),
         "--set data.demonstrations.held_out=-0.1: data.demonstrations.held_out: found -0.1, must be at "
-        "least 0.0; correct it, or leave it out for the default 0.1",
+        "least 0; correct it, or leave it out for the default 0.1",
     ),
     Case(
         "path and hub at once",
@@ -187,8 +187,8 @@ CASES = [
     Case(
         "a share above 1",
         ("data.max_skipped_share=2",),
-        "--set data.max_skipped_share=2: data.max_skipped_share: found 2, must be at most 1.0; correct "
-        "it, or leave it out for the default 0.05",
+        "--set data.max_skipped_share=2: data.max_skipped_share: found 2, must be at most 1; correct it, "
+        "or leave it out for the default 0.05",
     ),
     Case(
         "a share that is a word",
@@ -204,7 +204,7 @@ CASES = [
     Case(
         "learning rate 0",
         ("sft.learning_rate=0",),
-        "--set sft.learning_rate=0: sft.learning_rate: found 0, must be greater than 0.0; correct it, or "
+        "--set sft.learning_rate=0: sft.learning_rate: found 0, must be greater than 0; correct it, or "
         "leave it out for the default 0.0002",
     ),
     Case(
@@ -240,8 +240,8 @@ CASES = [
     Case(
         "a warm-up longer than the training",
         ("sft.warmup_fraction=1.5",),
-        "--set sft.warmup_fraction=1.5: sft.warmup_fraction: found 1.5, must be less than 1.0; correct "
-        "it, or leave it out for the default 0.03",
+        "--set sft.warmup_fraction=1.5: sft.warmup_fraction: found 1.5, must be less than 1; correct it, "
+        "or leave it out for the default 0.03",
     ),
     Case(
         "an unknown schedule",

@@ -21,19 +21,29 @@ RIGHT = {
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
+DEEP = b"a: " + b"[" * 3000 + b"]" * 3000 + b"\n"
+LIST = "c.yaml: the top level is a list, must be `key: value` lines; start from a file in configs/"
 FILES: dict[str, tuple[bytes, str]] = {
     "an empty file": (b"", "c.yaml: data: missing"),
-    "a list": (
-        b"- model\n- data\n",
-        "c.yaml: the top level is a list, must be `key: value` lines; start from a file in",
+    "a list": (b"- model\n- data\n", LIST),
+    "a word": (b"hello\n", LIST.replace("list", "str")),
+    "a tab": (b"model:\n\tbase: x\n", "c.yaml:2: found character '\\t' that cannot start any token; correct the YAML"),
+    "a bracket that stays open": (b"model: {base: x\n", "c.yaml:2: expected ',' or '}', but got '<stream end>'"),
+    "the same key twice": (b"seed: 1\nseed: 2\n", "c.yaml:2: the key 'seed' is given twice; correct the YAML there"),
+    "a Python object": (b"seed: !!python/object/apply:os.system ['touch trace']\n", "c.yaml:1: could not determine a"),
+    "text in another encoding": (
+        b"model: {base: \xff\xfe}\n",
+        "c.yaml: not UTF-8 text (invalid start byte at byte 14",
     ),
-    "a word": (b"hello\n", "c.yaml: the top level is a str, must be `key: value` lines; start from a file in configs/"),
-    "a tab": (b"model:\n\tbase: x\n", "line 2"),
-    "a bracket that stays open": (b"model: {base: x\n", "c.yaml"),
-    "the same key twice": (b"seed: 1\nseed: 2\n", "seed"),
-    "a Python object": (b"seed: !!python/object/apply:os.system ['touch trace']\n", "python/object"),
-    "text in another encoding": (b"model: {base: \xff\xfe}\n", "c.yaml"),
-    "aliases of aliases": (BOMB.encode(), "c.yaml: a: unknown key"),
+    "aliases of aliases": (BOMB.encode(), "c.yaml: its aliases unfold to more than 100000 values; write out is"),
+    "an alias of itself": (
+        b"sft: &a {b: *a}\n",
+        "c.yaml: its aliases unfold to more than 100000 values; write out",
+    ),
+    "lists in lists": (DEEP, "c.yaml: nested too deeply; a few levels are needed; correct the YAML there"),
+    "a date that is none": (b"seed: 2026-13-45\n", "c.yaml: a value cannot be read (month must be in 1..12); a plain"),
+    "a number of 5000 digits": (b"seed: " + b"1" * 5000 + b"\n", "c.yaml: a value cannot be read (Exceeds the limit"),
+    "a byte of zero": (b"seed: \0\n", "c.yaml: unacceptable character #x0000: special characters are not allowed"),
 }
 
 
@@ -94,8 +104,22 @@ def test_a_file_that_is_no_configuration_is_refused(
     assert not (folder / "trace").exists(), "nothing of the file was executed"
 
 
-def test_a_path_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", "cc.yaml"]) == 2
-    assert "cc.yaml" in capsys.readouterr().err
-    assert main(["validate", "."]) == 2
-    assert "Traceback" not in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("cc.yaml", "cc.yaml: no such configuration file. Did you mean c.yaml?"),
+        (".", ".: a folder; a YAML file is needed. Did you mean c.yaml?"),
+        ("x" * 300, f"{'x' * 300}: cannot be read (File name too long); give the path of a YAML file"),
+    ],
+    ids=["missing", "a folder", "too long a name"],
+)
+def test_a_path_that_is_no_file(path: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", path]) == 2
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_a_batch_beyond_all_memory_is_answered_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "c.yaml", "--set", "ppo.batch_size=1000000000001"]) == 2
+    assert "ppo: batch_size=1000000000001 is not divisible by minibatch_size=32; use minibatch_size=" in (
+        capsys.readouterr().err
+    )

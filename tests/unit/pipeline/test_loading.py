@@ -161,7 +161,7 @@ def test_overrides_make_sections_and_leave_the_original() -> None:
         ("sft.epochs", "--set sft.epochs: must read KEY=VALUE"),
         ("a..b=1", "--set a..b=1: must read KEY=VALUE"),
         ("sft.epochs.x=1", "--set sft.epochs.x=1: sft.epochs is 1, which has no keys; set sft.epochs itself"),
-        ("sft.epochs=[1", "--set sft.epochs=[1: the value is no YAML; quote it"),
+        ("sft.epochs=[1", "--set sft.epochs=[1:1: expected ',' or ']', but got '<stream end>'; quote it"),
     ],
 )
 def test_bad_overrides(option: str, message: str) -> None:

@@ -52,7 +52,7 @@ disk = Path(sys.argv[1])
 def execute(spec, context):
     for step in range(1, 20):
         context.metrics.write(step, {"a": 1.0})
-    (context.payload_dir / "big.bin").write_bytes(b"x" * 60 * 1024)
+    (context.payload_dir / "big.jsonl").write_bytes(b"x" * 60 * 1024)
     return StageOutput({"a": 1.0})
 
 stages.run._execute = execute
