@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import psutil
 
 from stages.interruption import Interrupted
-from stages.process_tree import end_tree
+from stages.process_tree import end_processes, end_tree, tree_of
 
 GRACE_SECONDS = 10.0
 STEP_SECONDS = 600.0
@@ -57,17 +57,20 @@ def run_child(
     )
     reader = threading.Thread(target=_read_lines, args=(process, on_line), daemon=True)
     reader.start()
+    below: list[psutil.Process] = []
     try:
         status = process.wait()
         reader.join(_LAST_OUTPUT_SECONDS)
         return status
     except Interrupted:
+        below = tree_of(process.pid)  # before it ends: afterwards nothing leads to what it started
         _ask_to_end(process, is_launcher)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STEP_SECONDS)
         raise
     finally:
         end_tree(process, grace_seconds)
+        end_processes(below, grace_seconds)
 
 
 def _ask_to_end(process: subprocess.Popen[bytes], is_launcher: bool) -> None:

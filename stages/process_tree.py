@@ -27,6 +27,17 @@ def end_tree(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
     process.wait()
 
 
+def end_processes(processes: list[psutil.Process], grace_seconds: float) -> None:
+    """Wait for processes that were told to end, and kill those that do not."""
+    _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
+    for process in alive:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(alive, timeout=grace_seconds)
+
+
 def tree_of(pid: int) -> list[psutil.Process]:
     """The process, all below it, and all of its session (whose parents may be gone)."""
     members: set[psutil.Process] = set()

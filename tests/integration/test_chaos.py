@@ -40,10 +40,11 @@ def test_the_comparison_sees_a_metric_and_an_artifact_that_differ(whole: Target,
     """The control: it compares what a run has, not nothing with nothing."""
     record = (whole.path / "run.json").read_text(encoding="utf-8")
     copy = Target(tmp_path, "whole", whole.base, INLINE)
-    for stage in ("sft", "reward_model", "ppo"):
-        (copy.path / stage).mkdir(parents=True)
-        rows = (whole.path / stage / "metrics.jsonl").read_text(encoding="utf-8")
-        (copy.path / stage / "metrics.jsonl").write_text(rows, encoding="utf-8")
+    for metrics in whole.path.glob("*/metrics.jsonl"):
+        (copy.path / metrics.parent.name).mkdir(parents=True)
+        (copy.path / metrics.parent.name / metrics.name).write_text(
+            metrics.read_text(encoding="utf-8"), encoding="utf-8"
+        )
     (copy.path / "run.json").write_text(record, encoding="utf-8")
     assert differences(copy, whole) == ()
     assert all(whole.rows(stage) for stage in ("sft", "reward_model", "ppo"))
