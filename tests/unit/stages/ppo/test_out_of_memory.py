@@ -79,12 +79,12 @@ def starved(ppo_run: Executed, tmp_path_factory: pytest.TempPathFactory) -> tupl
         "batch_size": 64,
         "minibatch_size": 64,
         "microbatch_size": 32,
-        "rollout": {"engine": "hf", "max_new_tokens": 32},
+        "rollout": {"engine": "hf", "max_new_tokens": 96},
     }
     config = PPOConfig.model_validate(ppo_run.spec.config | wide).model_dump(mode="json")
     spec = replace(elsewhere(ppo_run, folder), config=config)
     spec.stage_dir.mkdir(parents=True)
-    command = python_command("tests.memory_limited", "2", str(spec.stage_dir / ".spec.json"))
+    command = python_command("tests.memory_limited", "24", str(spec.stage_dir / ".spec.json"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_command", lambda spec, launch, path: command)
         patch.setenv("OMP_NUM_THREADS", "1")
