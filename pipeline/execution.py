@@ -12,7 +12,8 @@ from data.errors import StageError, UserError
 from pipeline.config import PipelineConfig
 from pipeline.console import Console, stage_table
 from pipeline.launch import set_environment, stage_environment
-from pipeline.runs import RunFolder, RunStatus
+from pipeline.run_record import RunStatus
+from pipeline.runs import RunFolder
 from pipeline.server import ServerLease, lease_server
 from pipeline.session import RunPlan, Session
 from pipeline.timings import Timings

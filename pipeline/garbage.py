@@ -37,10 +37,15 @@ class Garbage:
 
 
 def find_garbage(output_dir: Path) -> list[Garbage]:
-    """All that no run uses, by kind and name."""
-    runs = list_runs(output_dir)
+    """All that no run uses, by kind and name.
+
+    Raises:
+        ConfigError: A run's record cannot be read, so that what it uses is not known.
+    """
+    runs = list_runs(output_dir, on_damaged=_refuse)
     store = output_dir / STORE
     used = {digest for run in runs for digest in _digests(run.record)}
+    used |= {link.readlink().name for link in output_dir.glob("*/*/artifact") if link.is_symlink()}
     found = [_garbage("artifact", path) for path in store.glob("*") if _is_unused_artifact(path, used)]
     found += [_garbage("record", path) for path in (store / RECORDS).glob("*") if not _leads_to(path, store, used)]
     busy = [path.stem for path in (store / LOCKS).glob("*.lock") if is_locked(path)]
@@ -77,7 +82,7 @@ def no_run_at_work(output_dir: Path) -> Iterator[None]:
     if lock is None:
         raise ConfigError(f"{output_dir}: another `rlhf gc --remove` is at work; one at a time may; wait for its end")
     try:
-        busy = [run.name for run in list_runs(output_dir) if run.is_held()]
+        busy = [run.name for run in list_runs(output_dir, on_damaged=_refuse) if run.is_held()]
         if busy:
             raise ConfigError(
                 f"{output_dir}: {', '.join(busy)} {'is' if len(busy) == 1 else 'are'} at work, and may be about to use "
@@ -88,11 +93,15 @@ def no_run_at_work(output_dir: Path) -> Iterator[None]:
         release(lock, path)
 
 
+def _refuse(error: ConfigError) -> None:
+    raise ConfigError(f"{error}; until then nothing is known to be unused")
+
+
 def _digests(record: dict[str, Any]) -> Iterator[str]:
-    for stage in record.get("stages", []):
-        if stage.get("artifact"):
+    for stage in record["stages"]:
+        if stage["artifact"]:
             yield stage["artifact"]["digest"]
-    for recorded in record.get("plan", {}).get("recorded", {}).values():
+    for recorded in (record.get("plan") or {"recorded": {}})["recorded"].values():
         yield recorded["artifact"]["digest"]
 
 

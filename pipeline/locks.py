@@ -8,7 +8,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -31,9 +31,7 @@ def try_lock(path: Path, holder: str = "") -> TextIO | None:
             file.close()
             return None
         if _is_same(file, path):
-            file.truncate(0)
-            file.write(holder)
-            file.flush()
+            _name_holder(file, holder)
             return file
         file.close()  # its holder has removed it between our opening and locking it
 
@@ -79,6 +77,12 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8") or "another process"
     except FileNotFoundError:
         return "another process"
+
+
+def _name_holder(file: TextIO, holder: str) -> None:
+    with suppress(OSError):  # on a full disk the lock holds without a name; `rlhf gc` needs it to make room
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), holder.encode())
 
 
 def _flock(file: TextIO, kind: int) -> bool:

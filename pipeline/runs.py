@@ -2,17 +2,18 @@
 
 import datetime
 import difflib
-import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from data.errors import ConfigError
 from data.redaction import redact_values
 from pipeline.locks import is_locked, release, try_lock
+from pipeline.run_record import RECORD, RunStatus, read_run_record
 from stages.artifacts import write_json
 from stages.contract import Artifact, StageName, artifact_from_json
 
@@ -21,8 +22,6 @@ _LOCK = ".lock"
 GC_LOCK = ".gc.lock"
 """In the folder of runs: held while what no run uses is removed."""
 _LOOK_SECONDS = 0.5  # longer than anybody who only looks whether a run is held holds it
-RunStatus = Literal["running", "completed", "failed", "cancelled"]
-StageStatus = Literal["pending", "running", "executed", "cached", "failed", "skipped"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -104,14 +103,14 @@ class RunFolder:
     def update(self, **values: Any) -> None:
         """Change fields of the run and write `run.json`."""
         self.record.update(redact_values(values))
-        write_json(self.path / "run.json", self.record)
+        write_json(self.path / RECORD, self.record)
 
     def update_stage(self, name: StageName, **values: Any) -> None:
         """Change fields of a stage's entry and write `run.json`."""
         entry = self.stage(name)
         assert entry is not None, name
         entry.update(redact_values(values))
-        write_json(self.path / "run.json", self.record)
+        write_json(self.path / RECORD, self.record)
 
     def finish(self, status: RunStatus) -> None:
         """End the run: stages that never started count as skipped, one that was cut off as failed."""
@@ -228,10 +227,10 @@ def open_run(output_dir: Path, name: str) -> RunFolder:
     """Read a run's folder.
 
     Raises:
-        ConfigError: There is no such run; near names are given.
+        ConfigError: There is no such run; near names are given. Or its record is damaged.
     """
     path = output_dir / name
-    record = _read_record(path) if name and name != STORE and "/" not in name else None
+    record = read_run_record(path) if _NAME.fullmatch(name) and name != STORE else None
     if record is None:
         names = [run.name for run in list_runs(output_dir)]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
@@ -245,21 +244,27 @@ def open_run(output_dir: Path, name: str) -> RunFolder:
     return RunFolder(path, record)
 
 
-def list_runs(output_dir: Path) -> list[RunFolder]:
-    """All runs of a folder, the oldest first."""
+def list_runs(output_dir: Path, on_damaged: Callable[[ConfigError], None] = lambda error: None) -> list[RunFolder]:
+    """All runs of a folder, the oldest first.
+
+    Args:
+        output_dir: Folder of all runs.
+        on_damaged: Called for each run whose record cannot be read; it is left out.
+    """
     if not output_dir.is_dir():
         return []
-    records = ((path, _read_record(path)) for path in output_dir.iterdir() if path.is_dir() and path.name != STORE)
-    runs = [RunFolder(path, record) for path, record in records if record is not None]
-    return sorted(runs, key=lambda run: (str(run.record.get("started")), run.name))
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # some other folder, or one from before `run.json` was written
-    return record
+    runs = []
+    for path in sorted(output_dir.iterdir()):
+        if path.name == STORE or not path.is_dir():
+            continue
+        try:
+            record = read_run_record(path)
+        except ConfigError as error:
+            on_damaged(error)
+            continue
+        if record is not None:
+            runs.append(RunFolder(path, record))
+    return sorted(runs, key=lambda run: (run.record["started"], run.name))
 
 
 def now() -> str:

@@ -15,10 +15,17 @@ from stages.contract import Artifact, StageName, artifact_from_json
 
 @dataclass(frozen=True)
 class Recorded:
-    """A stage's result as another run recorded it."""
+    """A stage's result as a run recorded it.
+
+    Attributes:
+        artifact: What the stage made.
+        fingerprint: The key under which it was made; empty where that run did not say.
+        run: Name of the run that recorded it; None for one that is taken as the store has it.
+    """
 
     artifact: Artifact
     fingerprint: str
+    run: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,11 @@ class RunPlan:
         return {
             **{name: sorted(getattr(self, name)) for name in ("forced", "stored", "skipped")},
             "recorded": {
-                stage: {"artifact": recorded.artifact.to_json(), "fingerprint": recorded.fingerprint}
+                stage: {
+                    "artifact": recorded.artifact.to_json(),
+                    "fingerprint": recorded.fingerprint,
+                    "run": recorded.run,
+                }
                 for stage, recorded in self.recorded.items()
             },
         }
@@ -53,7 +64,7 @@ class RunPlan:
         return cls(
             **{name: frozenset(data[name]) for name in ("forced", "stored", "skipped")},
             recorded={
-                stage: Recorded(_in_store(value["artifact"], store_dir), value["fingerprint"])
+                stage: Recorded(_in_store(value["artifact"], store_dir), value["fingerprint"], value.get("run"))
                 for stage, value in data["recorded"].items()
             },
         )

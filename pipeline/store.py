@@ -178,16 +178,57 @@ def lookup(store_dir: Path, fingerprint: str) -> tuple[Artifact, dict[str, Any]]
     return None if artifact is None or manifest is None else (artifact, manifest)
 
 
-def adopt(store_dir: Path, fingerprint: str, artifact: Artifact, stage_dir: Path) -> None:
-    """Give a run's stage folder what an execution leaves: manifest, metrics and the link to the payload."""
+def told_by(store_dir: Path, fingerprint: str, artifact: Artifact, stage_dir: Path | None) -> Path | None:
+    """The folder with manifest and metrics of the execution that made an artifact.
+
+    Args:
+        store_dir: The store.
+        fingerprint: The key under which it was made.
+        artifact: The artifact.
+        stage_dir: The stage's folder of the run that recorded it: the store has the newest execution of a
+            fingerprint alone, which may have made another artifact since.
+
+    Returns:
+        None where nothing is left that tells of it.
+    """
+    manifest = read_record(store_dir, fingerprint) if fingerprint else None
+    if manifest is not None and manifest["artifact"]["digest"] == artifact.digest:
+        return store_dir / RECORDS / fingerprint
+    if stage_dir is None:
+        return None
+    try:
+        recorded = read_manifest(stage_dir)
+        return stage_dir if recorded["artifact"]["digest"] == artifact.digest else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in a stage's folder or in a record.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no JSON.
+    """
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    return manifest
+
+
+def adopt(store_dir: Path, told: Path | None, artifact: Artifact, stage_dir: Path) -> None:
+    """Give a run's stage folder what an execution leaves: manifest, metrics and the link to the payload.
+
+    Args:
+        store_dir: The store.
+        told: What `told_by` gives.
+        artifact: The artifact.
+        stage_dir: The run's folder of the stage.
+    """
     stage_dir.mkdir(parents=True, exist_ok=True)
-    record = store_dir / RECORDS / fingerprint
-    manifest = read_record(store_dir, fingerprint)
-    if manifest is not None:
+    if told is not None and told != stage_dir:
         # The recorded path is that of the machine and folder where the artifact was made.
-        write_json(stage_dir / "manifest.json", {**manifest, "artifact": artifact.to_json()})
-    if (record / "metrics.jsonl").is_file():
-        shutil.copyfile(record / "metrics.jsonl", stage_dir / "metrics.jsonl")
+        write_json(stage_dir / "manifest.json", {**read_manifest(told), "artifact": artifact.to_json()})
+        if (told / "metrics.jsonl").is_file():
+            shutil.copyfile(told / "metrics.jsonl", stage_dir / "metrics.jsonl")
     link_artifact(stage_dir, store_dir, artifact.digest)
 
 

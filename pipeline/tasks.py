@@ -13,8 +13,17 @@ from pipeline.launch import Log, Progress, execute
 from pipeline.locks import locked
 from pipeline.runs import artifact_record
 from pipeline.session import Recorded, Session
-from pipeline.store import LOCKS, adopt, lookup, model_section, stage_fingerprint, stage_section, verify_recorded
-from stages.artifacts import read_record
+from pipeline.store import (
+    LOCKS,
+    adopt,
+    lookup,
+    model_section,
+    read_manifest,
+    stage_fingerprint,
+    stage_section,
+    told_by,
+    verify_recorded,
+)
 from stages.contract import Artifact, CheckpointSchedule, StageName, artifact_from_json
 from stages.leftovers import remove_leftovers
 from stages.run import StageSpec
@@ -120,11 +129,14 @@ def _take(
     session: Session, stage: StageName, inputs: Mapping[str, Artifact], taken: Recorded, start: float
 ) -> StageOutcome:
     run = session.run
-    manifest = read_record(run.store_dir, taken.fingerprint) or {}
+    recorded_in = None if taken.run is None else run.output_dir / taken.run / stage
+    told = told_by(run.store_dir, taken.fingerprint, taken.artifact, recorded_in)
+    manifest = {} if told is None else read_manifest(told)
     _tell_start(session, stage, inputs)
     with session.timings.measure("storing"):
-        adopt(run.store_dir, taken.fingerprint, taken.artifact, run.stage_dir(stage))
-    metrics = manifest.get("metrics", {})
+        adopt(run.store_dir, told, taken.artifact, run.stage_dir(stage))
+    known = run.stage(stage) or {}
+    metrics = manifest.get("metrics", known.get("metrics", {}))  # on resume the run may be the last who knows
     seconds = time.monotonic() - start
     with session.timings.measure("storing"):
         _record(session, stage, "cached", taken, metrics, seconds)

@@ -1,7 +1,8 @@
 """Content-addressed artifacts: digest, publication into the store, verification on load.
 
     <store>/<digest>/                 the payload, written once, never changed
-    <store>/records/<fingerprint>/    manifest.json and metrics.jsonl of the stage run that made it
+    <store>/records/<fingerprint>/    manifest.json and metrics.jsonl of the stage run that made it, and the
+                                      digests of these two
 
 The digest covers the relative paths and bytes of the payload alone, so equal content has one digest
 whatever run, path, host or time made it.
@@ -21,6 +22,8 @@ from stages.contract import Artifact, artifact_from_json
 from stages.safe_files import check_no_pickle
 
 RECORDS = "records"
+_DIGESTS = "digests.json"
+_RECORD_FILES = ("manifest.json", "metrics.jsonl")
 _CHUNK_BYTES = 1 << 20
 DIGEST = re.compile("[0-9a-f]{64}")
 """What names the folder of an artifact."""
@@ -54,9 +57,13 @@ def combine_digests(digests: dict[str, str]) -> str:
     return combined.hexdigest()
 
 
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write canonical JSON (sorted keys, indented) and replace the file atomically."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    text = _json_text(value)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -151,14 +158,15 @@ def verify_artifact(artifact: Artifact, digests: dict[str, str] | None = None) -
 
 
 def read_record(store_dir: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The manifest of the stage run with this fingerprint, if the store has one."""
-    path = store_dir / RECORDS / fingerprint / "manifest.json"
-    if not path.is_file():
-        return None
+    """The manifest of the stage run with this fingerprint, if the store has a whole and unchanged one."""
+    record = store_dir / RECORDS / fingerprint
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None  # cut off while written by an older version: no hit, the stage runs again
+        digests = json.loads((record / _DIGESTS).read_bytes())
+        if digests != {name: file_digest(record / name) for name in _RECORD_FILES}:
+            return None
+        manifest: dict[str, Any] = json.loads((record / "manifest.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
     return manifest
 
 
@@ -173,13 +181,14 @@ def stored_artifact(store_dir: Path, fingerprint: str) -> Artifact | None:
     if manifest is None and not path.exists():
         return None
     try:
-        assert manifest is not None
+        if manifest is None:
+            raise ValueError("its digests differ")
         recorded = manifest["artifact"]
         if not DIGEST.fullmatch(recorded["digest"]):
             raise ValueError(recorded["digest"])
         stored = artifact_from_json({**recorded, "path": str(store_dir / recorded["digest"])})
         files = dict(manifest["files"])
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path}: the record of an artifact is cut off or was changed; a whole one is needed; remove its folder, "
             f"and run the stage that makes it again"
@@ -200,7 +209,11 @@ def publish_record(store_dir: Path, fingerprint: str, manifest: dict[str, Any], 
     """Write manifest and metrics of a finished stage beside the payloads; returns the record's folder."""
     record = store_dir / RECORDS / fingerprint
     record.mkdir(parents=True, exist_ok=True)
+    (record / "manifest.json").unlink(missing_ok=True)  # of an earlier execution: no hit until the new one is whole
     shutil.copyfile(metrics_path, record / "metrics.jsonl")
+    manifest_digest = hashlib.sha256(_json_text(manifest).encode()).hexdigest()
+    metrics_digest = file_digest(record / "metrics.jsonl")
+    write_json(record / _DIGESTS, {"manifest.json": manifest_digest, "metrics.jsonl": metrics_digest})
     write_json(record / "manifest.json", manifest)  # last: a record without a manifest is no hit
     return record
 

@@ -70,7 +70,7 @@ def plan_rerun(
             )
         fingerprint = (source.stage(name) or {}).get("fingerprint") or ""
         verify_recorded(source.store_dir, artifact, fingerprint)
-        recorded[name] = Recorded(artifact, fingerprint)
+        recorded[name] = Recorded(artifact, fingerprint, source.name)
     skipped = frozenset() if with_downstream else frozenset(downstream(config, stage))
     return RunPlan(forced=frozenset({stage}), recorded=recorded, skipped=skipped)
 

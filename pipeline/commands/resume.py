@@ -46,7 +46,7 @@ def plan_resume(run: RunFolder) -> RunPlan:
         ConfigError: The run was started by a version that recorded no plan.
         ArtifactError: A finished stage's artifact is missing or damaged.
     """
-    if "plan" not in run.record:
+    if run.record.get("plan") is None:
         raise ConfigError(
             f"run {run.name}: {run.path / 'run.json'} has no plan, which an earlier version did not record; "
             f"start a new run with `rlhf run {run.record.get('config_path') or 'CONFIG'}`: finished stages are in the "
@@ -58,7 +58,7 @@ def plan_resume(run: RunFolder) -> RunPlan:
         artifact = run.artifact(entry["name"])
         if entry["status"] in _FINISHED and artifact is not None:
             verify_recorded(run.store_dir, artifact, entry["fingerprint"])
-            recorded[entry["name"]] = Recorded(artifact, entry["fingerprint"])
+            recorded[entry["name"]] = Recorded(artifact, entry["fingerprint"] or "", run.name)
     return replace(plan, recorded=recorded)
 
 

@@ -11,7 +11,7 @@ from pipeline.runs import RunFolder, list_runs, open_run
 def list_all(options: argparse.Namespace) -> int:
     """Print a table of all runs."""
     output_dir = Path(options.output_dir).expanduser().resolve()
-    runs = list_runs(output_dir)
+    runs = list_runs(output_dir, on_damaged=lambda error: print(error, file=sys.stderr))
     if not runs:
         print(f"{output_dir}: no runs yet; start one with `rlhf run CONFIG`")
         return 0

@@ -50,7 +50,7 @@ def test_a_plan_survives_run_json(tmp_path: Path) -> None:
 def test_finished_stages_are_taken_as_recorded_and_the_plan_is_kept(tmp_path: Path) -> None:
     run, artifact = half_done(tmp_path, RunPlan(forced=frozenset({"sft", "ppo"}), skipped=frozenset({"evaluation"})))
     plan = plan_resume(run)
-    assert plan.recorded == {"data": Recorded(artifact, "f-data")}
+    assert plan.recorded == {"data": Recorded(artifact, "f-data", "half")}
     assert plan.forced == {"sft", "ppo"} and plan.skipped == {"evaluation"}
 
 

@@ -47,12 +47,14 @@ def test_unknown_run_names_near_ones(tmp_path: Path) -> None:
 
 def test_the_folder_can_be_moved(tmp_path: Path) -> None:
     run = create_run(tmp_path / "a", "c", "r", "", ("data", "sft"))
-    artifact = PolicyArtifact(path=run.store_dir / "d1", digest="d1", parents={"dataset": "d0"})
+    artifact = PolicyArtifact(path=run.store_dir / ("d" * 64), digest="d" * 64, parents={"dataset": "0" * 64})
     run.update_stage("sft", status="executed", artifact=artifact_record(artifact, run.output_dir))
-    assert run.record["stages"][1]["artifact"]["path"] == "store/d1"
+    assert run.record["stages"][1]["artifact"]["path"] == f"store/{'d' * 64}"
     (tmp_path / "a").rename(tmp_path / "b")
     moved = open_run(tmp_path / "b", "r").artifact("sft")
-    assert moved == PolicyArtifact(path=tmp_path / "b" / "store" / "d1", digest="d1", parents={"dataset": "d0"})
+    assert moved == PolicyArtifact(
+        path=tmp_path / "b" / "store" / ("d" * 64), digest="d" * 64, parents={"dataset": "0" * 64}
+    )
     assert open_run(tmp_path / "b", "r").artifact("data") is None
 
 

@@ -146,7 +146,7 @@ def test_checklist_52_a_missing_folder_is_no_hit(tmp_path: Path) -> None:
 def test_checklist_52_a_half_written_record_is_no_hit(tmp_path: Path, text: str) -> None:
     store, _, _ = _published(tmp_path)
     (store / RECORDS / "key" / "manifest.json").write_text(text)
-    assert find_artifact(store, "key") is None
+    assert find_artifact(store, "key") is None and read_record(store, "key") is None
 
 
 def test_an_unknown_fingerprint_is_no_hit(tmp_path: Path) -> None:
@@ -201,10 +201,10 @@ def test_checklist_52_links_in_a_payload_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("digest", ["../../elsewhere", "..", "", "AB" * 32, "a" * 63, "a" * 64 + "/.."])
 def test_checklist_52_a_record_that_leads_out_of_the_store_is_refused(tmp_path: Path, digest: str) -> None:
     store, _, _ = _published(tmp_path)
-    record = store / RECORDS / "key" / "manifest.json"
-    manifest = json.loads(record.read_text())
+    manifest = read_record(store, "key")
+    assert manifest is not None
     manifest["artifact"]["digest"] = digest
-    record.write_text(json.dumps(manifest))
+    publish_record(store, "key", manifest, tmp_path / "metrics.jsonl")  # whole, with its own digests
     with pytest.raises(ArtifactError, match="the record of an artifact is cut off or was changed; a whole one is"):
         stored_artifact(store, "key")
     assert find_artifact(store, "key") is None

@@ -107,6 +107,31 @@ print(checkpoints.latest().step, sorted(path.name for path in (disk / "stage" / 
     assert said[1] == "2 ['step-00000001', 'step-00000002']"
 
 
+def test_a_full_disk_is_freed_by_gc(tmp_path: Path) -> None:
+    """It needs a lock for that, on the disk that has no room for a byte."""
+    program = """
+import sys
+from pathlib import Path
+from pipeline.cli import main
+disk = Path(sys.argv[1])
+unused = disk / "store" / ("a" * 64)
+unused.mkdir(parents=True)
+(unused / "rows.jsonl").write_bytes(b"x" * 40 * 1024)
+filler = (disk / "filler").open("wb", buffering=0)
+try:
+    while True:
+        filler.write(b"y" * 4096)
+except OSError as error:
+    print(error.errno)
+print(main(["gc", "--remove", "--output-dir", str(disk)]))
+print(sorted(path.name for path in disk.rglob("*")))
+"""
+    said = on_a_small_disk(tmp_path / "disk", 64, program).splitlines()
+    assert said[0] == str(errno.ENOSPC)
+    assert said[1].endswith("removed 1 unused files and folders, 0.0 MiB") and said[2] == "0"
+    assert said[3] == "['filler', 'store']"
+
+
 def test_json_that_has_no_room_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     program = """
 import sys
