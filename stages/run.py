@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import StageError, UserError
+from data.redaction import redact_values
 from stages.artifacts import (
     link_artifact,
     publish_payload,
@@ -268,7 +269,7 @@ def _manifest(
         "seconds": round(laps[-1] - laps[1], 3),
         "timings": {part: round(seconds, 4) for part, seconds in timings.items()},
         "metrics": output.metrics,
-        "notes": {**output.notes, **_foreign_code(spec)},
+        "notes": redact_values({**output.notes, **_foreign_code(spec)}),
     }
 
 

@@ -23,6 +23,11 @@ def export(options: argparse.Namespace) -> int:
     target = Path(options.to).expanduser().resolve()
     quoted = shlex.quote(str(target))
     check_target(target)
+    if target.is_relative_to(run.store_dir):
+        raise ConfigError(
+            f"{target}: lies in the store of artifacts; an export needs a folder outside of it: name another one with "
+            f"--to DIR"
+        )
     if options.merge:
         set_environment(stage_environment(config, run.config_dir))
         from stages.models.merging import export_merged

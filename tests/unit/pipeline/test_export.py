@@ -92,6 +92,8 @@ def test_what_is_refused_exits_with_2(run: RunFolder, tmp_path: Path, capsys: py
     for options in ((), ("--merge",)):
         assert _export(run, tmp_path / "full", *options) == 2
         assert "there is something already" in capsys.readouterr().err
+        assert _export(run, run.store_dir / ("a" * 64), *options) == 2
+        assert "an export needs a folder outside of it" in capsys.readouterr().err
     artifact = run.artifact("sft")
     assert artifact is not None
     weights = artifact.path / "adapter_model.safetensors"

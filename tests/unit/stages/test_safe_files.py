@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from stages.models.tuning import load_adapter
 from stages.ranks import Ranks
 from stages.safe_checkpoints import check_checkpoint
 from stages.safe_files import pickle_reason
+from stages.trainer_checkpoints import restore_checkpoint
 from tests.tiny import tiny_model_dir
-from tests.unit.stages.parts import save_random_adapter
+from tests.unit.stages.parts import save_random_adapter, stage_context
 
 
 class Malicious:
@@ -162,4 +164,23 @@ def test_a_pickle_planted_into_a_checkpoint_is_passed_over(tmp_path: Path, touch
             check_checkpoint(newest)
         with pytest.raises(pickle.UnpicklingError):
             torch.load(newest / "optimizer.pt", weights_only=True)  # as PPO and the trainers load
+    assert not touched.exists()
+
+
+def test_a_trainer_is_not_given_a_checkpoint_with_a_planted_pickle(tmp_path: Path, touched: Path) -> None:
+    """With a digest that was made to fit: accelerate and DeepSpeed would unpickle what is laid before them."""
+    context = replace(stage_context(tmp_path), fingerprint="f", checkpoints=CheckpointSchedule(every_steps=1))
+
+    def save(folder: Path) -> None:
+        (folder / "current").mkdir()
+        (folder / "current" / "trainer_state.json").write_text('{"best_model_checkpoint": null}')
+        (folder / "current" / "scheduler.pt").write_bytes(saved_by_torch(saved))
+
+    saved: object = {"last_epoch": 1}
+    Checkpoints.of(context).write(1, save, Ranks())
+    assert restore_checkpoint(context) == str(context.scratch_dir / "checkpoint-1"), "the control"
+    saved = Malicious(touched)
+    Checkpoints.of(context).write(2, save, Ranks())
+    with pytest.raises(ArtifactError, match=r"scheduler\.pt: a checkpoint holds tensors and plain values"):
+        restore_checkpoint(context)
     assert not touched.exists()
