@@ -64,7 +64,6 @@ def run_flow(session: Session, api_url: str, ui_url: str) -> None:
         KeyboardInterrupt: The run was cancelled.
     """
     run = session.run
-    stages = [stage for stage in stage_inputs(session.config) if stage not in session.plan.skipped]
 
     # The parameters are what the run page shows; the session holds what cannot be shown.
     def rlhf(run: str, config: dict[str, Any]) -> None:
@@ -77,7 +76,7 @@ def run_flow(session: Session, api_url: str, ui_url: str) -> None:
         # The run has the labels, its tasks have none: for each label of a task Prefect asks the server for a slot, on
         # a connection that the server closes after five idle seconds, and then waits two seconds to ask again.
         with TagsContext(current_tags=set()):
-            for stage in stages:
+            for stage in session.stages:
                 upstream = {role: results[source] for role, source in inputs[stage].items()}
                 results[stage] = _stage_task(session, stage)(upstream)
 

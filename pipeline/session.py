@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pipeline.config import PipelineConfig
 from pipeline.console import Console
+from pipeline.graph import stage_inputs
 from pipeline.runs import RunFolder
 from pipeline.timings import Timings
 from pipeline.tracking import Tracker
@@ -95,3 +96,8 @@ class Session:
     console: Console
     tracker: Tracker
     timings: Timings = field(default_factory=Timings)
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages of this run, in order: executed or taken from somewhere."""
+        return tuple(stage for stage in stage_inputs(self.config) if stage not in self.plan.skipped)

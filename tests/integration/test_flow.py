@@ -166,6 +166,18 @@ def test_users_fault_in_a_stage(
     assert [path for path in (folder / "outputs" / "store").rglob("*") if path.is_file()] == []
 
 
+def test_rows_that_a_later_stage_cannot_use_end_the_run_after_the_data(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RLHF_STAND_IN", "data=few")
+    assert main(["run", "c.yaml", "--run", "few"]) == 2
+    assert "data.prompts: of 0 rows held out, 0 have at most 512 tokens" in capfd.readouterr().err
+    assert statuses(folder, "few")["data"] == "failed" and statuses(folder, "few")["sft"] == "skipped"
+    assert read_run(folder, "few")["stages"][0]["error"].startswith("data.prompts: of 0 rows held out")
+    assert main(["run", "c.yaml", "--run", "less", "--set", "evaluation=null"]) == 0
+    assert statuses(folder, "less")["data"] == "cached"
+
+
 def test_a_lost_connection_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLHF_STAND_IN", "sft=connection")
     assert main(["run", "c.yaml", "--run", "bad"]) == 1
