@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,12 @@ class Target:
     def digests(self) -> dict[str, str]:
         """Digest of each stage's artifact."""
         return {stage["name"]: stage["artifact"]["digest"] for stage in self.record()["stages"]}
+
+    def give_stored(self, stages: Sequence[str], other: "Target") -> None:
+        """Copy what the store has of some stages, artifacts and records, into another target's."""
+        for stage in (entry for entry in self.record()["stages"] if entry["name"] in stages):
+            for name in (stage["artifact"]["digest"], f"records/{stage['fingerprint']}"):
+                shutil.copytree(self.outputs / "store" / name, other.outputs / "store" / name)
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         """`metrics.jsonl` of a stage, without what depends on the clock."""

@@ -44,11 +44,13 @@ class Trial:
         name: Of the run.
         settings: `KEY=VALUE`.
         attacks: One an execution.
+        stored: Stages that are taken from the store of the whole run, where the attacks come after them.
     """
 
     name: str
     settings: tuple[str, ...]
     attacks: tuple[Attack, ...]
+    stored: tuple[str, ...] = ()
 
 
 def random_trials(whole: Target, number: int, rng: random.Random) -> list[Trial]:
@@ -129,6 +131,7 @@ def short_trials() -> list[Trial]:
             "short-process",
             PROCESS,
             (killed_at_row("reward_model", 2, 0.1), parent_killed("ppo", 1), asked_to_end(signal.SIGTERM, "ppo", 3)),
+            stored=("data", "sft", "preferences"),
         ),
     ]
 

@@ -49,6 +49,7 @@ def carry_out(trial: Trial, whole: Target, folder: Path) -> Verdict:
     """
     target = Target(folder / trial.name, trial.name, whole.base, trial.settings)
     target.outputs.mkdir(parents=True)
+    whole.give_stored(trial.stored, target)
     log = target.outputs / "said.txt"
     hits = []
     for attack in trial.attacks:

@@ -230,21 +230,23 @@ def _note(outcome: Outcome, result: Path, started: float, status: int | None) ->
         print(f"            by {outcome.test}", flush=True)
 
 
-def unharmed(outcomes: list[Outcome]) -> str:
+def unharmed(outcomes: list[Outcome], jobs: int) -> str:
     """Run the tests that noticed something without any fault; the complaint if one fails all the same."""
     killers = sorted({outcome.test for outcome in outcomes if outcome.verdict == "killed"})
-    if not killers:
-        return ""
+    shares = [share for share in (killers[number::jobs] for number in range(jobs)) if share]
     answers: list[int | None] = []
-    forks = Forks(1, timeout_seconds=4 * TIMEOUT_SECONDS)
+    forks = Forks(jobs, timeout_seconds=4 * TIMEOUT_SECONDS)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        result = Path(folder) / "result.json"
-        forks.start(partial(run_tests, killers, result), answers.append)
+        results = [Path(folder) / f"{number}.json" for number in range(len(shares))]
+        for share, result in zip(shares, results, strict=True):
+            forks.start(partial(run_tests, share, result), answers.append)
         forks.finish()
-        if answers != [0]:
+        if any(answer != 0 for answer in answers):
             return f"the tests that noticed a fault could not be run without one (status {answers})"
-        verdict, test, detail = json.loads(result.read_text(encoding="utf-8"))
-    return "" if verdict == "survived" else f"{test} fails without any fault, so it says nothing: {detail}"
+        found = [json.loads(result.read_text(encoding="utf-8")) for result in results]
+    failed = [f"{test} fails without any fault, so it says nothing: {detail}"
+              for verdict, test, detail in found if verdict != "survived"]  # fmt: skip
+    return failed[0] if failed else ""
 
 
 def _threads() -> list[str]:
@@ -287,7 +289,7 @@ def main() -> int:
     assert not ours, f"imported before the fault could be put in: {ours}"
     assert len(_threads()) == 1, f"a process with threads cannot be forked: {_threads()}"
     outcomes = judge(faults, tests, lines, arguments.jobs)
-    complaint = unharmed(outcomes)
+    complaint = unharmed(outcomes, arguments.jobs)
     gc.unfreeze()
     complaints += [
         f"line {outcome.line:02d}: {outcome.verdict}: {outcome.fault.what} ({outcome.fault.file}) {outcome.detail}"
