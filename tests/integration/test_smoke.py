@@ -102,34 +102,27 @@ def test_checklist_51_full_flow_then_no_stage_then_ppo_alone(
     assert planted.leaks(tmp_path, temporary, Path(os.environ["PREFECT_HOME"])) == []
 
 
-def test_full_flow_with_vllm(rlhf: Rlhf, tiny_llama: Path, tmp_path: Path) -> None:
+def test_full_flow_with_qlora_and_vllm(rlhf: Rlhf, tiny_llama: Path, tmp_path: Path) -> None:
     engines = [f"{stage}.rollout.engine=vllm" for stage in ("preferences", "ppo", "evaluation")]
-    settings = [f"model.base={tiny_llama}", *engines]
-    done = rlhf("run", "configs/smoke.yaml", "--run", "vllm", *(word for s in settings for word in ("--set", s)))
+    settings = [
+        f"model.base={tiny_llama}",
+        "model.tuning={method: qlora, rank: 8, alpha: 16}",
+        "tracking.mode=disabled",
+        *engines,
+    ]
+    done = rlhf("run", "configs/smoke.yaml", "--run", "all", *(word for s in settings for word in ("--set", s)))
     assert done.returncode == 0, done.stdout + done.stderr
-    check_complete(tmp_path / "outputs", "vllm")
-    rows = [json.loads(line) for line in (tmp_path / "outputs/vllm/ppo/metrics.jsonl").read_text().splitlines()]
+    check_complete(tmp_path / "outputs", "all")
+    resolved = (tmp_path / "outputs/all/config.yaml").read_text(encoding="utf-8")
+    assert "quantization: nf4" in resolved
+    assert "method: lora" in resolved
+    assert (tmp_path / "outputs/all/sft/log.txt").stat().st_size > 0
+    rows = [json.loads(line) for line in (tmp_path / "outputs/all/ppo/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     # float32 on both sides: the engine samples from the very policy that was just trained (FACTS: 2e-6).
     assert max(row["rollout/logprob_delta_rms"] for row in rows) < 1e-3
     assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
     assert rows[-1]["objective/kl"] > 1e-4
-
-
-def test_full_flow_with_qlora_in_processes_of_their_own(rlhf: Rlhf, tiny_llama: Path, tmp_path: Path) -> None:
-    settings = [
-        f"model.base={tiny_llama}",
-        "model.tuning={method: qlora, rank: 8, alpha: 16}",
-        "launch.mode=process",
-        "tracking.mode=disabled",
-    ]
-    done = rlhf("run", "configs/smoke.yaml", "--run", "qlora", *(word for s in settings for word in ("--set", s)))
-    assert done.returncode == 0, done.stdout + done.stderr
-    check_complete(tmp_path / "outputs", "qlora")
-    resolved = (tmp_path / "outputs/qlora/config.yaml").read_text(encoding="utf-8")
-    assert "quantization: nf4" in resolved
-    assert "method: lora" in resolved
-    assert (tmp_path / "outputs/qlora/sft/log.txt").stat().st_size > 0
 
 
 def test_an_unknown_key_ends_with_code_2_and_leaves_nothing(rlhf: Rlhf, tmp_path: Path) -> None:
