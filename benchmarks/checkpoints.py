@@ -59,6 +59,13 @@ def read_cost(run_dir: Path, stage: str) -> Cost:
     return Cost(stage, found[-1][0], tuple(seconds for _, seconds in found))
 
 
+def read_remembering(run_dir: Path) -> tuple[float, float]:
+    """Of PPO's metrics: median seconds of holding the state at a step's start in memory, and of a step."""
+    lines = (run_dir / "ppo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return median(row["time/remember_seconds"] for row in rows), median(row["time/step_seconds"] for row in rows)
+
+
 def table(costs: Sequence[Cost], interval_minutes: float) -> str:
     """As Markdown."""
     lines = [
@@ -91,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"exit code {finished.code}; its last lines:\n{last_lines(finished.output)}", file=sys.stderr)
             return 1
         costs = [read_cost(folder / "outputs" / "measured", stage) for stage in STAGES]
+        held, step = read_remembering(folder / "outputs" / "measured")
     print(table(costs, interval))
+    print(f"\nPPO holds the state at the start of each step in memory, too: {held:.4f} s of {step:.2f} s (medians).")
     met = all(cost.percent(interval) <= GOAL_PERCENT for cost in costs)
     print(f"\nOne in {interval:g} minutes; goal at most {GOAL_PERCENT:g} %: {'met' if met else 'not met'}.")
     if options.json is not None:

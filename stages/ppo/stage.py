@@ -1,6 +1,7 @@
 """The PPO stage: puts the roles on one base, runs the trainer, saves the policy's adapter."""
 
 import logging
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -277,9 +278,11 @@ def _train(
     for step in range(trainer.num_steps, config.steps):
         rows = batch_rows(len(prompts), config.batch_size // config.responses_per_prompt, step, seed=context.seed)
         repeated = [prompts[row] for row in rows for _ in range(config.responses_per_prompt)]
+        began = time.perf_counter()
         start.remember()
+        seconds = time.perf_counter() - began
         with _state_kept(trainer, start, save, checkpoints, model, context):
-            found = trainer.step(repeated)
+            found = trainer.step(repeated) | {"time/remember_seconds": seconds}
         progress.see(found)
         context.metrics.write(step + 1, found)
         context.report_progress(step + 1, config.steps, _progress_text(found))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints import Cost, read_cost, table
+from benchmarks.checkpoints import Cost, read_cost, read_remembering, table
 from stages.checkpoint import Checkpoints
 from stages.contract import CheckpointSchedule
 from stages.ranks import Ranks
@@ -29,3 +29,12 @@ def test_it_reads_what_checkpoints_log(tmp_path: Path, caplog: pytest.LogCapture
     (folder / "log.txt").write_text("started", encoding="utf-8")
     with pytest.raises(ValueError, match="no checkpoint was written"):
         read_cost(tmp_path / "run", "sft")
+
+
+def test_it_reads_what_remembering_takes(tmp_path: Path) -> None:
+    (tmp_path / "ppo").mkdir()
+    rows = [
+        f'{{"time/remember_seconds": {held}, "time/step_seconds": {step}}}' for held, step in ((1, 4), (3, 9), (2, 5))
+    ]
+    (tmp_path / "ppo" / "metrics.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    assert read_remembering(tmp_path) == (2, 5)
