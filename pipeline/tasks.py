@@ -1,6 +1,7 @@
 """One stage of a run: taken from another run or the store, or executed. Knows nothing of Prefect."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from data.errors import ConfigError
 from pipeline.console import duration, metrics_text
 from pipeline.dataset_checks import check_dataset
 from pipeline.launch import Log, Progress, execute
-from pipeline.locks import locked
+from pipeline.locks import locked, release, try_lock
 from pipeline.runs import artifact_record
 from pipeline.session import Recorded, Session
 from pipeline.store import (
@@ -25,8 +26,9 @@ from pipeline.store import (
     told_by,
     verify_recorded,
 )
+from stages.checkpoint import CHECKPOINTS
 from stages.contract import Artifact, CheckpointSchedule, StageName, artifact_from_json
-from stages.leftovers import remove_leftovers
+from stages.leftovers import remove_leftovers, remove_stage_leftovers
 from stages.run import StageSpec
 
 
@@ -134,6 +136,20 @@ def _computing(session: Session, stage: StageName, fingerprint: str) -> Iterator
         yield
 
 
+def _clear_after_dead(session: Session, stage: StageName, fingerprint: str) -> None:
+    """Remove what killed processes left of a stage that will not be executed again: its result is there."""
+    run = session.run
+    remove_stage_leftovers(run.stage_dir(stage))
+    shutil.rmtree(run.stage_dir(stage) / CHECKPOINTS, ignore_errors=True)
+    path = run.store_dir / LOCKS / f"{fingerprint}.lock"
+    if not path.exists():
+        return
+    lock = try_lock(path)
+    if lock is not None:  # else somebody is at work there, or this run itself
+        remove_leftovers(run.stage_dir(stage), run.store_dir, fingerprint)
+        release(lock, path)
+
+
 def missing_in_store(stage: StageName) -> ConfigError:
     """The error for a stage that `--from` or `--only` expects in the store."""
     return ConfigError(
@@ -146,6 +162,7 @@ def _take(
     session: Session, stage: StageName, inputs: Mapping[str, Artifact], taken: Recorded, start: float
 ) -> StageOutcome:
     run = session.run
+    _clear_after_dead(session, stage, taken.fingerprint)
     recorded_in = None if taken.run is None else run.output_dir / taken.run / stage
     told = told_by(run.store_dir, taken.fingerprint, taken.artifact, recorded_in)
     manifest = {} if told is None else read_manifest(told)

@@ -1,6 +1,6 @@
 """What a process that was killed left in the folders of its execution, removed by the next execution of the same.
 
-To be called by who holds the execution's lock: then nobody else writes there.
+`remove_leftovers` is to be called by who holds the execution's lock: then nobody else writes there.
 """
 
 import shutil
@@ -24,11 +24,17 @@ def remove_leftovers(stage_dir: Path, store_dir: Path, fingerprint: str) -> None
         store_dir: The store.
         fingerprint: Of the execution.
     """
-    folders = [*store_dir.glob(f"{payload_prefix(fingerprint)}*"), *stage_dir.glob(f"{SCRATCH}*")]
-    for folder in folders:
+    remove_stage_leftovers(stage_dir)
+    for folder in store_dir.glob(f"{payload_prefix(fingerprint)}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in (store_dir / "records" / fingerprint).glob(".*.json.*"):
+        file.unlink(missing_ok=True)
+
+
+def remove_stage_leftovers(stage_dir: Path) -> None:
+    """Remove those in the stage's folder of a run: whoever holds the run may."""
+    for folder in stage_dir.glob(f"{SCRATCH}*"):
         shutil.rmtree(folder, ignore_errors=True)
     for pattern in (".spec.json*", ".manifest.json.*", ".artifact.new"):
         for file in stage_dir.glob(pattern):
             file.unlink(missing_ok=True)
-    for file in (store_dir / "records" / fingerprint).glob(".manifest.json.*"):
-        file.unlink(missing_ok=True)

@@ -96,6 +96,12 @@ def test_what_a_killed_run_computed_is_taken_over_and_the_killed_run_goes_on(fol
     assert statuses(folder, "second")["sft"] == "executed"
     assert flow_state(killed) == "Running", "nobody could tell Prefect"
     (folder / "outputs" / "first" / ".run.json.half").write_text("{", encoding="utf-8")
+    # As of a process that was killed between storing its result and letting go.
+    dead = folder / "outputs" / "first" / "sft"
+    (dead / ".spec.json").write_text("{}", encoding="utf-8")
+    (dead / "checkpoints" / "step-00000001").mkdir(parents=True)
+    for stage in killed["stages"][:2]:
+        (folder / "outputs" / "store" / "locks" / f"{stage['fingerprint']}.lock").touch()
     resumed = Run(folder, "resume", "first")
     assert resumed.process.wait(90) == 0, resumed.said.read_text(encoding="utf-8")
     assert statuses(folder, "first")["sft"] == "cached"
@@ -104,4 +110,5 @@ def test_what_a_killed_run_computed_is_taken_over_and_the_killed_run_goes_on(fol
     assert flow_state(killed) == "Crashed" and flow_state(record) == "Completed"
     assert record["prefect"]["flow_run_id"] != killed["prefect"]["flow_run_id"]
     left = [path for path in (folder / "outputs").rglob(".*") if path.is_file() or path.name.startswith(".payload")]
+    assert not (dead / "checkpoints").exists()
     assert left == [] and not list((folder / "outputs" / "store" / "locks").iterdir())

@@ -12,7 +12,7 @@ def test_leftovers_go_and_results_and_others_stay(tmp_path: Path) -> None:
     gone = [
         store / f"{payload_prefix(MINE)}x1/adapter.safetensors", stage / ".scratch-abc/checkpoint-1/optimizer.pt",
         stage / ".spec.json", stage / ".spec.json.tmp1", stage / ".manifest.json.x2",
-        store / "records" / MINE / ".manifest.json.x3",
+        store / "records" / MINE / ".manifest.json.x3", store / "records" / MINE / ".digests.json.x4",
     ]  # fmt: skip
     stay = [
         store / f"{payload_prefix(OTHER)}y1/adapter.safetensors", store / ("c" * 64) / "rows.jsonl",
