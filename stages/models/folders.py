@@ -200,6 +200,11 @@ def _sharded_weights(folder: Path, where: str) -> dict[str, Tensor]:
             f"{where}: {WEIGHTS_INDEX} has no `weight_map`. It has to name the file of every weight. "
             "Copy or download it again."
         )
+    if not isinstance(index.get("metadata"), dict):
+        raise ModelError(
+            f"{where}: {WEIGHTS_INDEX} has no `metadata`. transformers reads it, though it may be empty. Copy or "
+            'download the file again, or add `"metadata": {}` to it.'
+        )
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name:
