@@ -200,11 +200,6 @@ def _sharded_weights(folder: Path, where: str) -> dict[str, Tensor]:
             f"{where}: {WEIGHTS_INDEX} has no `weight_map`. It has to name the file of every weight. "
             "Copy or download it again."
         )
-    if not isinstance(index.get("metadata"), dict):
-        raise ModelError(
-            f"{where}: {WEIGHTS_INDEX} has no `metadata`. transformers reads it, though it may be empty. Copy or "
-            'download the file again, or add `"metadata": {}` to it.'
-        )
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name:
@@ -217,6 +212,11 @@ def _sharded_weights(folder: Path, where: str) -> dict[str, Tensor]:
         raise ModelError(
             f"{where}: {len(missing)} of {len(names)} weight files are missing, {missing[0]} first. All "
             f"files that {WEIGHTS_INDEX} names are needed. Copy or download the folder again."
+        )
+    if not isinstance(index.get("metadata"), dict):
+        raise ModelError(
+            f"{where}: {WEIGHTS_INDEX} has no `metadata`. transformers reads it, though it may be empty. Copy or "
+            'download the file again, or add `"metadata": {}` to it.'
         )
     shards = {name: check_safetensors(folder / name, where) for name in names}
     for weight, name in weight_map.items():

@@ -118,10 +118,16 @@ def choose_pad_token(
     Raises:
         ModelError: The embedding has no row for some tokens, or every vocabulary token occurs in the data.
     """
-    problem = vocabulary_problem(tokenizer.get_vocab(), embedding_rows, tokenizer.pad_token)
+    used = set(used_token_ids)
+    needed = used | {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    unused = {
+        token.content
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and number not in needed
+    }
+    problem = vocabulary_problem(tokenizer.get_vocab(), embedding_rows, unused)
     if problem is not None:
         raise ModelError(f"{tokenizer.name_or_path}: {problem}")
-    used = set(used_token_ids)
     declared = tokenizer.pad_token_id
     if declared is not None and declared != tokenizer.eos_token_id and declared < embedding_rows:
         return PadChoice(declared, str(tokenizer.pad_token), "declared by the tokenizer and not EOS")

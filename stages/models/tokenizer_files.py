@@ -3,7 +3,7 @@
 A tokenizer in another form than tokenizer.json is left to transformers, which converts it (`stages.models.tokenizer`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,33 @@ def check_tokenizer_files(folder: Path, rows: int | None, where: str, *, own_tem
     from tokenizers import Tokenizer  # late: `rlhf --help` needs it not
 
     try:
-        vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         raise ModelError(
             f"{where}: tokenizer.json cannot be read ({error}). The file that belongs to the model is needed. Copy or "
             "download it again; if a newer version of `tokenizers` wrote it, upgrade that package."
         ) from error
-    problem = None if rows is None else vocabulary_problem(vocabulary, rows, _text(config.get("pad_token")))
+    if rows is None:
+        return
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    unused = (special | {_text(config.get("pad_token"))}) - {
+        _text(config.get(key)) for key in ("eos_token", "bos_token")
+    }
+    problem = vocabulary_problem(tokenizer.get_vocab(with_added_tokens=True), rows, unused)
     if problem is not None:
         raise ModelError(f"{where}: {problem}")
 
 
-def vocabulary_problem(vocabulary: Mapping[str, int], rows: int, pad_token: str | None) -> str | None:
+def vocabulary_problem(vocabulary: Mapping[str, int], rows: int, unused: Collection[str | None]) -> str | None:
     """What to say of tokens that the embedding has no row for; None where there are none.
 
-    A declared pad token may be one of them: it is replaced (`stages.models.tokenizer.choose_pad_token`).
+    Args:
+        vocabulary: Ids by token.
+        rows: Of the embedding.
+        unused: Tokens that may be without a row: special ones that no text holds (a token for images, say) and a
+            declared pad, which is replaced (`stages.models.tokenizer.choose_pad_token`).
     """
-    beyond = {token: number for token, number in vocabulary.items() if number >= rows and token != pad_token}
+    beyond = {token: number for token, number in vocabulary.items() if number >= rows and token not in unused}
     if not beyond:
         return None
     first = min(beyond, key=lambda token: beyond[token])

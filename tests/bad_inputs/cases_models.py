@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.bad_inputs.model_case import ModelCase, cut, edit, in_turn, nothing, remove, tensors, write
+from tests.bad_inputs.model_case import ModelCase, add_token, cut, edit, in_turn, nothing, remove, tensors, write
 
 _WEIGHTS = "base/model.safetensors"
 _BASE = "model.base='./base' (base): "
@@ -42,6 +42,11 @@ def _empty_base(folder: Path) -> None:
 def _adapter_as_base(folder: Path) -> None:
     _no_base(folder)
     (folder / "member").rename(folder / "base")
+
+
+def _image_token(folder: Path) -> None:
+    """The prompt of the stage's data holds it."""
+    add_token(folder, "<image>", 320)
 
 
 def _fewer_rows(arrays: dict[str, Any]) -> None:
@@ -238,6 +243,13 @@ TOKENIZERS = [
         "an EOS token that the tokenizer does not know",
         edit("base/tokenizer_config.json", eos_token="<|end|>"),
         "base: the tokenizer has 1 tokens that the embedding of 320 rows has no row for, '<|end|>' with the id 320 "
+        "first. Tokenizer and weights of one model are needed. Take the tokenizer that belongs to these weights.",
+        by="sft",
+    ),
+    ModelCase(
+        "a special token of the data without a row",
+        _image_token,
+        "base: the tokenizer has 1 tokens that the embedding of 320 rows has no row for, '<image>' with the id 320 "
         "first. Tokenizer and weights of one model are needed. Take the tokenizer that belongs to these weights.",
         by="sft",
     ),

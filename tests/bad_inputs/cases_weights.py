@@ -115,7 +115,7 @@ FILES = [
     ),
     ModelCase(
         "an index without metadata",
-        in_turn(remove(_WEIGHTS), write(_INDEX, '{"weight_map": {"a": "b"}}')),
+        in_turn(rename(_WEIGHTS, "one.safetensors"), write(_INDEX, '{"weight_map": {"a": "one.safetensors"}}')),
         _BASE + "model.safetensors.index.json has no `metadata`. transformers reads it, though it may be empty. Copy "
         'or download the file again, or add `"metadata": {}` to it.',
     ),

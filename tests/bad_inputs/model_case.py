@@ -99,3 +99,11 @@ def in_turn(*damages: Damage) -> Damage:
             each(folder)
 
     return damage
+
+
+def add_token(folder: Path, token: str, number: int) -> None:
+    """Give the tokenizer a special token."""
+    path = folder / "base" / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["added_tokens"].append({**content["added_tokens"][0], "id": number, "content": token})
+    path.write_text(json.dumps(content), encoding="utf-8")

@@ -22,7 +22,7 @@ from stages.models.config import ModelConfig
 from stages.run import run_stage
 from stages.sft.config import SFTConfig
 from tests.bad_inputs import cases_adapters, cases_models, cases_weights
-from tests.bad_inputs.model_case import ModelCase, edit, in_turn, rename, tensors, write
+from tests.bad_inputs.model_case import ModelCase, add_token, edit, in_turn, rename, tensors, write
 from tests.bad_inputs.test_data import MAX_PER_TEMPLATE, template
 from tests.tiny import tiny_model_dir
 from tests.unit.stages.parts import save_random_adapter, stage_spec
@@ -105,7 +105,7 @@ def load_reward_model(section: ModelConfig, folder: Path) -> None:
 
 def run_sft(section: ModelConfig, folder: Path, *, chat: bool) -> None:
     """The stage, which begins with the base."""
-    prompt: Any = [Message(role="user", content="Is the tea warm?")] if chat else "The tea"
+    prompt: Any = [Message(role="user", content="Is the tea warm?")] if chat else "The tea <image>"
     for split in ("train", "held_out"):
         rows = [Demonstration(prompt=prompt, response=" is warm.")] * 4
         write_records(folder / "dataset" / "demonstrations" / f"{split}.jsonl", rows)
@@ -137,6 +137,7 @@ FINE = {
         edit("base/tokenizer_config.json", pad_token="[PAD]"),
         lambda folder: add_token(folder, "[PAD]", 320),
     ),
+    "a special token without a row that no text holds": lambda folder: add_token(folder, "<image>", 320),
     "code of its own for an architecture that transformers has": edit(
         "base/config.json", auto_map={"AutoModelForCausalLM": "c.M"}
     ),
@@ -149,13 +150,6 @@ FINE = {
         "base/model.safetensors", lambda arrays: arrays.update({"rotary.inv_freq": arrays["model.norm.weight"]})
     ),
 }
-
-
-def add_token(folder: Path, token: str, number: int) -> None:
-    path = folder / "base" / "tokenizer.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["added_tokens"].append({**content["added_tokens"][0], "id": number, "content": token})
-    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def shard(folder: Path) -> None:
