@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from vllm.lora.request import LoRARequest
 
-from stages.models.tuning import ADAPTER_WEIGHTS
+from stages.models.adapters import ADAPTER_WEIGHTS
 from stages.rollouts.adapter_files import AdapterFiles, folder_digest
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.contract import LoadedAdapter, PublishedAdapter, Rollout

@@ -141,8 +141,6 @@ def render_prompt_text(
         return prompt
     if not uses_chat_template(tokenizer, prompt, chat_template):
         return plain_transcript(prompt)
-    from jinja2 import TemplateError  # late: transformers needs it only for templates, and so do we
-
     turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
     try:
         return str(
@@ -150,7 +148,7 @@ def render_prompt_text(
                 turns, chat_template=chat_template, tokenize=False, add_generation_prompt=True
             )
         )
-    except TemplateError as error:
+    except Exception as error:  # a template is a program: it fails in any way, and is the user's
         roles = ", ".join(turn.role for turn in prompt)
         raise DataError(
             f"prompt with the turns {roles}: the chat template refuses it ({error}); turns that the template "

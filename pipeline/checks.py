@@ -19,6 +19,7 @@ from pipeline.tasks import missing_in_store
 from rewards.config import FunctionRewardConfig
 from rewards.function import function_file
 from stages.contract import Artifact, StageName
+from stages.models.adapters import check_reward_model
 from stages.models.own_base import names_own_base
 from stages.models.sources import adapter_folder, check_base
 from stages.storage import check_room
@@ -55,7 +56,8 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
     if config.ppo is not None and config.ppo.reward_ensemble is not None:
         for member in config.ppo.reward_ensemble.members:
             try:
-                adapter_folder(member, config_dir, "ppo.reward_ensemble.members")
+                folder = adapter_folder(member, config_dir, "ppo.reward_ensemble.members")
+                check_reward_model(folder, config.model, config_dir=config_dir)
             except UserError as error:
                 problems.append(str(error))
     if config.ppo is not None and isinstance(config.ppo.reward, FunctionRewardConfig):

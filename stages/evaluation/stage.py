@@ -21,13 +21,13 @@ from stages.artifacts import write_json
 from stages.contract import Artifact, StageContext, StageOutput
 from stages.evaluation.config import EvaluationConfig
 from stages.evaluation.statistics import bootstrap_mean, distinct_n, win_scores
+from stages.models.adapters import check_adapter, check_reward_model
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
-from stages.models.reward_loading import as_reward, check_reward_model, load_score_model
+from stages.models.reward_loading import as_reward, load_score_model
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
-from stages.models.tuning import check_adapter
 from stages.rollouts.contract import Rollout
 from stages.rollouts.episodes import make_episode
 from stages.rollouts.factory import build_engine

@@ -6,11 +6,14 @@ What this module deliberately does not know: adapters (`stages.models.tuning`) a
 
 import logging
 import math
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,12 +25,21 @@ from transformers import (
 )
 
 from data.errors import ModelError
+from stages.memory_errors import is_memory_error
 from stages.models.config import ModelConfig
+from stages.models.folders import check_config
+from stages.models.own_code import own_code_error
 from stages.models.quiet import quiet_transformers
 
 _log = logging.getLogger(__name__)
 
 _NF4_BLOCK = 64
+
+# What transformers and its parsers raise about files that are wrong; a value of the wrong type is noticed anywhere.
+_READING_ERRORS = (
+    OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, ArithmeticError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 SCORE_HEAD = "score"
 """Name of the head in every `...ForSequenceClassification` of a decoder in transformers."""
@@ -105,12 +117,17 @@ def load_base_config(base: Path | str, model: ModelConfig) -> PretrainedConfig:
     """Read the base's configuration alone.
 
     Raises:
-        ModelError: transformers cannot read it.
+        ModelError: transformers cannot read it, or it is of no causal language model with plain weights.
     """
     try:
-        return AutoConfig.from_pretrained(base, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        with quiet_transformers():
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                base, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+    except _READING_ERRORS as error:
         raise _unloadable(base, error) from error
+    check_config(config.to_dict(), f"model.base={str(base)!r}")
+    return config
 
 
 def num_blocks(config: PretrainedConfig) -> int:
@@ -189,6 +206,7 @@ def _load(
     **extra: Any,
 ) -> PreTrainedModel:
     dtype: torch.dtype = getattr(torch, model.dtype)
+    config = load_base_config(base, model)
     if model.quantization == "nf4":
         # Dettmers et al. 2023, section 3, https://arxiv.org/abs/2305.14314: NF4, constants quantised again.
         extra["quantization_config"] = BitsAndBytesConfig(
@@ -205,16 +223,19 @@ def _load(
                 revision=model.revision,
                 trust_remote_code=model.trust_remote_code,
                 dtype=dtype,
-                attn_implementation=_attention(base, model, device),
+                attn_implementation=_attention(config, model, device),
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # it would only point at its log; refused below, with names
                 device_map=None if device == "cpu" else {"": device},
                 **extra,
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+    except _READING_ERRORS as error:
+        if is_memory_error(error) or isinstance(error, torch.AcceleratorError):
             raise  # the machine is at fault, not the model
         raise _unloadable(base, error) from error
+    _refuse_other_shapes(report["mismatched_keys"], base)
+    _refuse_more_blocks(report["unexpected_keys"], loaded, base)
     _refuse_missing_weights(report["missing_keys"], base)
     _refuse_broken_weights(loaded, base)
     if model.quantization == "nf4":
@@ -228,12 +249,11 @@ def _load(
     return result
 
 
-def _attention(base: Path | str, model: ModelConfig, device: str) -> str:
+def _attention(config: PretrainedConfig, model: ModelConfig, device: str) -> str:
     """The implementation for passes over whole sequences; `auto` resolved."""
     if model.attention != "auto":
         return model.attention
-    config = load_base_config(base, model).get_text_config()
-    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    is_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return "eager" if is_capped or (device == "cpu" and model.dtype == "bfloat16") else "sdpa"
 
 
@@ -268,6 +288,32 @@ def _warn_of_odd_rows(model: nn.Module) -> None:
             return
 
 
+def _refuse_other_shapes(mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]], base: Path | str) -> None:
+    """Refuse weights of another size than config.json says, which would be drawn at random."""
+    different = sorted((name, tuple(found), tuple(wanted)) for name, found, wanted in mismatched)
+    different = [each for each in different if not each[0].startswith(f"{SCORE_HEAD}.")]
+    if different:
+        name, found, wanted = different[0]
+        raise ModelError(
+            f"model.base={str(base)!r}: {len(different)} weights have another shape than config.json says, {name} "
+            f"first: {found} in the files, {wanted} by config.json. Configuration and weights of one model are needed. "
+            "Copy or download the model again."
+        )
+
+
+def _refuse_more_blocks(unexpected: Collection[str], model: nn.Module, base: Path | str) -> None:
+    """Refuse a config.json of a smaller model, under which transformers leaves the last blocks out without a word."""
+    root, blocks = find_blocks(model)
+    number = re.compile(rf"(?:{re.escape(root)}|{re.escape(root.partition('.')[2] or root)})\.(\d+)\.")
+    left_out = {int(match[1]) for match in map(number.match, unexpected) if match is not None}
+    beyond = {block for block in left_out if block >= len(blocks)}
+    if beyond:
+        raise ModelError(
+            f"model.base={str(base)!r}: the files hold {max(beyond) + 1} blocks, config.json has {len(blocks)}. "
+            "Configuration and weights of one model are needed. Take the config.json that belongs to these weights."
+        )
+
+
 def _refuse_missing_weights(missing: Collection[str], base: Path | str) -> None:
     """Refuse what transformers draws at random with a warning only."""
     names = sorted(name for name in missing if not name.startswith(f"{SCORE_HEAD}."))
@@ -292,7 +338,10 @@ def _refuse_broken_weights(model: nn.Module, base: Path | str) -> None:
 
 
 def _unloadable(base: Path | str, error: BaseException) -> ModelError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if (own_code := own_code_error(base, error)) is not None:
+        return own_code
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines) if isinstance(error, StrictDataclassError) else lines[0]
     return ModelError(
         f"model.base={str(base)!r}: transformers cannot load it ({type(error).__name__}: {reason}). A causal "
         "language model of an architecture that transformers knows, with safetensors weights, is needed. "

@@ -15,6 +15,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
+from stages.models.adapters import check_adapter
 from stages.models.config import ModelConfig
 from stages.models.dequantized import dequantize
 from stages.models.exporting import new_folder
@@ -22,7 +23,7 @@ from stages.models.loading import load_causal_lm
 from stages.models.quiet import quiet_transformers
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer, save_tokenizer
-from stages.models.tuning import check_adapter, load_adapter
+from stages.models.tuning import load_adapter
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rewards.contract import RewardFunction
 from rewards.learned import LearnedReward, LearnedTextReward
+from stages.models.adapters import check_reward_model
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
 from stages.models.own_base import names_own_base, read_own_base
@@ -13,19 +14,10 @@ from stages.models.separate_score_model import SeparateScoreModel
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
-from stages.models.tuning import check_adapter, score_weight
+from stages.models.tuning import score_weight
 
 REWARD_ROLE = "reward"
 """Name of the reward model's adapter."""
-
-
-def check_reward_model(folder: Path, model: ModelConfig, *, config_dir: Path | None) -> None:
-    """Refuse a reward model that fits neither the shared base nor the base written beside it.
-
-    Raises:
-        ModelError: Naming the first difference.
-    """
-    check_adapter(folder, read_own_base(folder) or model, config_dir=config_dir)
 
 
 def load_score_model(

@@ -9,6 +9,7 @@ Shape legend: B = rows, S = tokens, T = response tokens, D = hidden size.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from data.errors import ModelError
 from stages.algorithms.masking import last_true_index
 from stages.artifacts import write_json
 
@@ -43,9 +45,29 @@ class ScoreNormalization:
 
     @classmethod
     def load(cls, folder: Path) -> "ScoreNormalization":
-        """Read `score_normalization.json`; a folder without one has raw scores."""
+        """Read `score_normalization.json`; a folder without one has raw scores.
+
+        Raises:
+            ModelError: The file is damaged, or its numbers are of no use.
+        """
         path = folder / NORMALIZATION_FILE
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else cls()
+        if not path.is_file():
+            return cls()
+        try:
+            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            usable = math.isfinite(found.shift) and 0.0 < found.scale < math.inf
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _unusable(path, str(error)) from error
+        if not usable:
+            raise _unusable(path, f"shift {found.shift}, scale {found.scale}")
+        return found
+
+
+def _unusable(path: Path, found: str) -> ModelError:
+    return ModelError(
+        f"{path}: no usable normalisation ({found}). A finite `shift` and a `scale` above 0 are needed. Run the stage "
+        "`reward_model` again."
+    )
 
 
 class ScoreHead(nn.Module):

@@ -15,8 +15,10 @@ from typing import Any, Literal
 from data.errors import ModelError
 from stages.artifacts import file_digest
 from stages.models.config import ModelConfig
-from stages.models.folders import check_model_folder, spec_files
+from stages.models.folders import check_model_folder, spec_files, vocabulary_rows
 from stages.models.packaged import PackagedModel, find_packaged_model, packaged_folder, resolve_packaged
+from stages.models.safetensors_files import Tensor
+from stages.models.tokenizer_files import check_template_file, check_tokenizer_files
 
 BaseKind = Literal["local", "hub", "pypi"]
 
@@ -50,7 +52,7 @@ def resolve_base(model: ModelConfig, config_dir: Path | None = None) -> Path | s
     Raises:
         ModelError: The base does not exist, cannot be reached or is no usable model folder.
     """
-    check_base(model, config_dir)
+    _check_found(model, config_dir)
     match base_kind(model.base, config_dir):
         case "pypi":
             return resolve_packaged(_packaged(model.base))
@@ -61,14 +63,22 @@ def resolve_base(model: ModelConfig, config_dir: Path | None = None) -> Path | s
 
 
 def check_base(model: ModelConfig, config_dir: Path | None = None) -> None:
-    """Check the base cheaply: files and safetensors headers of a folder, reachability of a hub id.
+    """Check the base cheaply: files, safetensors headers and tokenizer of a folder, reachability of a hub id.
 
     No weight is read and torch is not imported. A hub id in the local cache is taken as good without a
     request.
 
     Raises:
-        ModelError: See `resolve_base`.
+        ModelError: See `resolve_base`; also for a `model.chat_template` that is not there or no Jinja.
     """
+    if model.chat_template is not None:
+        template = local_file(model.chat_template, config_dir, "model.chat_template")
+        check_template_file(template, f"model.chat_template={model.chat_template!r}")
+    _check_found(model, config_dir)
+
+
+def _check_found(model: ModelConfig, config_dir: Path | None) -> None:
+    """What `check_base` does, but for `model.chat_template`: a trained reward model has its own beside it."""
     kind = base_kind(model.base, config_dir)
     if kind != "hub" and model.revision is not None:
         raise ModelError(
@@ -79,11 +89,33 @@ def check_base(model: ModelConfig, config_dir: Path | None = None) -> None:
         case "pypi":
             folder = packaged_folder(_packaged(model.base))
             if folder.exists():
-                check_model_folder(folder, model.base)
+                _check_folder(folder, model)
         case "local":
-            check_model_folder(local_folder(model.base, config_dir), model.base)
+            _check_folder(local_folder(model.base, config_dir), model)
         case "hub":
             _check_hub(model.base, model.revision)
+
+
+def _check_folder(folder: Path, model: ModelConfig) -> None:
+    where = f"model.base={model.base!r} ({folder})"
+    check_model_folder(folder, model.base)
+    check_tokenizer_files(folder, vocabulary_rows(folder, where), where, own_template=model.chat_template is None)
+
+
+def base_tensors(model: ModelConfig, config_dir: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of the base's files by name; none for a base that is not in a folder of this machine.
+
+    Raises:
+        ModelError: A local base cannot be used.
+    """
+    match base_kind(model.base, config_dir):
+        case "pypi":
+            folder = packaged_folder(_packaged(model.base))
+            return check_model_folder(folder, model.base) if folder.exists() else {}
+        case "local":
+            return check_model_folder(local_folder(model.base, config_dir), model.base)
+        case "hub":
+            return {}
 
 
 def base_spec_digest(model: ModelConfig, config_dir: Path | None = None) -> str:
@@ -144,6 +176,12 @@ def local_folder(base: str, config_dir: Path | None) -> Path:
     for path in candidates:
         if path.is_dir():
             return path.resolve()
+    for path in candidates:
+        if path.is_file():
+            raise ModelError(
+                f"model.base={base!r}: {path} is a file. A local base is a folder with config.json, *.safetensors and "
+                "a tokenizer. Name the folder that holds them."
+            )
     raise ModelError(
         f"model.base={base!r}: no folder at {_listed(candidates)}. A local base is a folder with "
         "config.json, *.safetensors and a tokenizer. Correct the path, or give a hub id (`org/name`) or "

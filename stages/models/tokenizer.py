@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from data.errors import ModelError
 from stages.models.config import ModelConfig
+from stages.models.own_code import own_code_error
 from stages.models.sources import local_file
+from stages.models.tokenizer_files import check_template_file, vocabulary_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +61,11 @@ def load_tokenizer(base: Path | str, model: ModelConfig, config_dir: Path | None
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 base, revision=model.revision, trust_remote_code=model.trust_remote_code
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # its parser is in Rust and raises no class of its own
+        if (own_code := own_code_error(base, error)) is not None:
+            raise own_code from error
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"model.base={str(base)!r}: the tokenizer cannot be loaded ({reason}). The tokenizer files that "
@@ -73,6 +79,7 @@ def load_tokenizer(base: Path | str, model: ModelConfig, config_dir: Path | None
         )
     if model.chat_template is not None:
         path = local_file(model.chat_template, config_dir, "model.chat_template")
+        check_template_file(path, f"model.chat_template={model.chat_template!r}")
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     return tokenizer
 
@@ -109,9 +116,18 @@ def choose_pad_token(
         used_token_ids: Ids that occur in the data.
 
     Raises:
-        ModelError: Every vocabulary token occurs in the data.
+        ModelError: The embedding has no row for some tokens, or every vocabulary token occurs in the data.
     """
     used = set(used_token_ids)
+    needed = used | {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    unused = {
+        token.content
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and number not in needed
+    }
+    problem = vocabulary_problem(tokenizer.get_vocab(), embedding_rows, unused)
+    if problem is not None:
+        raise ModelError(f"{tokenizer.name_or_path}: {problem}")
     declared = tokenizer.pad_token_id
     if declared is not None and declared != tokenizer.eos_token_id and declared < embedding_rows:
         return PadChoice(declared, str(tokenizer.pad_token), "declared by the tokenizer and not EOS")

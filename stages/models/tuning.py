@@ -17,23 +17,25 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from data.errors import ModelError
+from stages.memory_errors import is_memory_error
+from stages.models.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    SCORE_KEY,
+    adapter_config,
+    adapter_tensors,
+    no_score_head,
+)
 from stages.models.config import ModelConfig
 from stages.models.loading import SCORE_HEAD, find_blocks, num_blocks
-from stages.models.sources import base_kind
 
 Task = Literal["causal_lm", "seq_cls"]
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-SCORE_KEY = f"base_model.model.{SCORE_HEAD}.weight"
-"""Key of the head in a saved reward model."""
 
 
 def lora_config(model: ModelConfig, base_config: PretrainedConfig, task: Task) -> LoraConfig:
@@ -132,13 +134,23 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, adapter_name:
     adapter_config(folder)
     saved = adapter_state(folder)  # first: where it has no safetensors, PEFT takes a pickled adapter_model.bin
     device = str(model.device)
-    if isinstance(model, PeftModel):
-        model.load_adapter(str(folder), adapter_name, is_trainable=trainable, torch_device=device)
-        peft_model = model
-    else:
-        peft_model = PeftModel.from_pretrained(
-            model, str(folder), adapter_name=adapter_name, is_trainable=trainable, torch_device=device
-        )
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name, is_trainable=trainable, torch_device=device)
+            peft_model = model
+        else:
+            peft_model = PeftModel.from_pretrained(
+                model, str(folder), adapter_name=adapter_name, is_trainable=trainable, torch_device=device
+            )
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        if is_memory_error(error) or isinstance(error, torch.AcceleratorError):
+            raise  # the machine is at fault, not the adapter
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(
+            f"the adapter at {folder} does not fit the model: PEFT cannot load it ({reason}). Base, rank, target "
+            "modules and blocks have to be those of model.base and model.tuning. Set them to the adapter's, or train "
+            "the adapter again."
+        ) from error
     # PEFT only warns about tensors that have no place.
     _check_keys(saved, _state(peft_model, adapter_name), folder)
     return peft_model
@@ -165,16 +177,10 @@ def adapter_state(folder: Path) -> dict[str, Tensor]:
     """Read a saved adapter's tensors, by PEFT's keys without adapter name, on the CPU.
 
     Raises:
-        ModelError: The file is missing or damaged.
+        ModelError: The file is missing, damaged or not finite.
     """
-    path = folder / ADAPTER_WEIGHTS
-    try:
-        state: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"{path}: no readable adapter weights ({error}). An adapter folder holds {ADAPTER_WEIGHTS} and "
-            f"{ADAPTER_CONFIG}. Name such a folder, or run the stage that makes it again."
-        ) from error
+    adapter_tensors(folder)
+    state: dict[str, Tensor] = load_file(folder / ADAPTER_WEIGHTS)
     return state
 
 
@@ -186,70 +192,8 @@ def score_weight(folder: Path) -> Tensor:
     """
     weight = adapter_state(folder).get(SCORE_KEY)
     if weight is None:
-        raise ModelError(
-            f"{folder}: the adapter has no score head ({SCORE_KEY}). A reward model is needed, trained with "
-            "task type SEQ_CLS. Name a reward model's folder."
-        )
+        raise no_score_head(folder)
     return weight
-
-
-def adapter_config(folder: Path) -> dict[str, Any]:
-    """Read a saved adapter's configuration.
-
-    Raises:
-        ModelError: It is missing or no LoRA configuration.
-    """
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: no readable adapter configuration ({error}). An adapter folder holds {ADAPTER_WEIGHTS} "
-            f"and {ADAPTER_CONFIG}. Name such a folder, or run the stage that makes it again."
-        ) from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ModelError(f"{path}: peft_type is {found!r}. A LoRA adapter is needed. Name another adapter.")
-    return config
-
-
-def check_adapter(folder: Path, model: ModelConfig, *, config_dir: Path | None = None) -> None:
-    """Refuse an adapter of another base, rank, scale, modules or blocks than the model section says.
-
-    Args:
-        folder: The saved adapter.
-        model: The model section.
-        config_dir: Folder of the configuration file, to see that two spellings of a path are one folder.
-
-    Raises:
-        ModelError: Naming the first difference.
-    """
-    config = adapter_config(folder)
-    tuning = model.tuning
-    saved_base = str(config.get("base_model_name_or_path"))
-    if not _same_base(saved_base, model.base, config_dir) or config.get("revision") != model.revision:
-        raise ModelError(
-            f"the adapter at {folder} was trained on base {_spec(saved_base, config.get('revision'))}, but "
-            f"model.base is {_spec(model.base, model.revision)}. An adapter works on its own base only. "
-            "Set model.base to the adapter's, or train the adapter again."
-        )
-    last = None if tuning.layers is None else tuning.layers.last
-    blocks = config.get("layers_to_transform")
-    differences: list[tuple[str, Any, Any]] = [
-        ("model.tuning.rank", config.get("r"), tuning.rank),
-        ("model.tuning.alpha", config.get("lora_alpha"), tuning.alpha),
-        ("model.tuning.rslora", config.get("use_rslora"), tuning.rslora),
-        ("model.tuning.layers.last", None if blocks is None else len(blocks), last),
-    ]
-    if tuning.target_modules != "all-linear":
-        targets = sorted(config.get("target_modules") or [])
-        differences.append(("model.tuning.target_modules", targets, sorted(set(tuning.target_modules))))
-    for setting, found, wanted in differences:
-        if found != wanted:
-            raise ModelError(
-                f"the adapter at {folder} has {setting}={found!r}, the configuration {wanted!r}. All stages "
-                f"share one tuning section. Set {setting} to {found!r}, or train the adapter again."
-            )
 
 
 def _linear_modules(config: PretrainedConfig, *, trust_remote_code: bool) -> tuple[str, dict[str, set[type]]]:
@@ -320,19 +264,6 @@ def _check_keys(saved: dict[str, Tensor], current: dict[str, Tensor], folder: Pa
                 "in the model. Base, rank, target modules and blocks have to be those of model.base and "
                 "model.tuning. Set them to the adapter's, or train the adapter again."
             )
-
-
-def _same_base(saved: str, wanted: str, config_dir: Path | None) -> bool:
-    if saved == wanted:
-        return True
-    if base_kind(saved, config_dir) != "local" or base_kind(wanted, config_dir) != "local":
-        return False
-    root = Path.cwd() if config_dir is None else config_dir
-    return (root / Path(saved).expanduser()).resolve() == (root / Path(wanted).expanduser()).resolve()
-
-
-def _spec(base: str, revision: Any) -> str:
-    return repr(base) if revision is None else f"{base!r} at revision {revision!r}"
 
 
 def _plain(value: Any) -> Any:

@@ -20,15 +20,16 @@ from stages.contract import Artifact, StageContext, StageOutput
 from stages.kept import tell_kept
 from stages.learner import Learner
 from stages.memory_errors import is_memory_error, memory_error_text
+from stages.models.adapters import check_adapter, check_reward_model
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
 from stages.models.own_base import read_own_base
-from stages.models.reward_loading import REWARD_ROLE, as_reward, check_reward_model, load_score_model
+from stages.models.reward_loading import REWARD_ROLE, as_reward, load_score_model
 from stages.models.scalar_head import ScoreNormalization, ValueHead
 from stages.models.shared_base import SharedBase
 from stages.models.sources import adapter_folder, resolve_base
 from stages.models.tokenizer import load_tokenizer, save_tokenizer
-from stages.models.tuning import check_adapter, save_adapter, score_weight
+from stages.models.tuning import save_adapter, score_weight
 from stages.ppo.config import PPOConfig
 from stages.ppo.guard import BadStepCounter
 from stages.ppo.passes import PPOModels

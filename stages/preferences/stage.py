@@ -15,12 +15,12 @@ from data.schema import PreferencePair, PromptRecord, Split, read_split, split_p
 from rewards.contract import Episode
 from rewards.rules import build_rule_reward
 from stages.contract import Artifact, StageContext, StageOutput
+from stages.models.adapters import check_adapter
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
-from stages.models.tuning import check_adapter
 from stages.preferences.config import PreferencesConfig
 from stages.preferences.ranking import rank_pairs
 from stages.rollouts.contract import RolloutEngine

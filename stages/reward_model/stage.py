@@ -30,6 +30,7 @@ from stages.accelerator import (
 )
 from stages.contract import Artifact, StageContext, StageOutput
 from stages.memory_errors import memory_errors_told
+from stages.models.adapters import check_adapter
 from stages.models.config import ModelConfig
 from stages.models.loading import load_base_config, load_causal_lm, load_sequence_classifier
 from stages.models.own_base import names_own_base, save_own_base
@@ -38,7 +39,7 @@ from stages.models.scalar_head import ScoreNormalization
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_tokenizer
-from stages.models.tuning import attach_adapter, check_adapter, load_adapter_weights, lora_config, save_adapter
+from stages.models.tuning import attach_adapter, load_adapter_weights, lora_config, save_adapter
 from stages.reward_model.config import NormalizationConfig, RewardModelConfig
 from stages.reward_model.evaluation import TokenizedPair, evaluate_pairs
 from stages.reward_model.trainer import BradleyTerryTrainer

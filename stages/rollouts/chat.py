@@ -5,12 +5,12 @@ from pathlib import Path
 
 from data.chat import decode_response, encode_prompt
 from data.schema import Message
+from stages.models.adapters import check_adapter
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
-from stages.models.tuning import check_adapter
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.hf_engine import HFEngine
 from stages.seeds import derive_seed, row_seeds

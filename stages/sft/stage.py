@@ -26,7 +26,7 @@ from stages.accelerator import (
 )
 from stages.contract import Artifact, StageContext, StageOutput
 from stages.models.config import ModelConfig
-from stages.models.loading import embedding_rows, load_causal_lm
+from stages.models.loading import embedding_rows, load_base_config, load_causal_lm
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_tokenizer
 from stages.models.tuning import attach_adapter, lora_config, save_adapter
@@ -55,6 +55,7 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         DataError: No demonstration is left after dropping those over `max_length`.
     """
     base = resolve_base(model, context.config_dir)
+    load_base_config(base, model)  # first: the tokenizer would report what is wrong with it as its own
     tokenizer = load_tokenizer(base, model, context.config_dir)
     folder = inputs["dataset"].path
     demonstrations = read_split(folder, "demonstrations", "train")

@@ -19,12 +19,13 @@ from data.errors import ModelError
 from data.schema import Message, PreferencePair, read_split
 from stages.evaluation.config import EvaluationConfig
 from stages.metrics import read_metrics
+from stages.models.adapters import adapter_config
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
 from stages.models.scalar_head import ScoreNormalization
 from stages.models.shared_base import SharedBase
 from stages.models.tokenizer import load_tokenizer
-from stages.models.tuning import adapter_config, adapter_state
+from stages.models.tuning import adapter_state
 from stages.ppo import stage as ppo_stage
 from stages.ppo.config import PPOConfig
 from stages.reward_model import stage as rm_stage

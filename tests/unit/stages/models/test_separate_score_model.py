@@ -18,9 +18,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from data.errors import ModelError
 from data.schema import Message
 from rewards.contract import Episode
+from stages.models.adapters import check_reward_model
 from stages.models.loading import load_base_config, load_causal_lm
 from stages.models.own_base import BASE_MODEL_FILE, read_own_base, save_own_base
-from stages.models.reward_loading import as_reward, check_reward_model, load_score_model
+from stages.models.reward_loading import as_reward, load_score_model
 from stages.models.scalar_head import ScoreNormalization
 from stages.models.score_model import SharedBaseScoreModel
 from stages.models.separate_score_model import SeparateScoreModel

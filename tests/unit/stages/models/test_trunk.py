@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from data.collators import PromptResponseBatch, collate_episodes
 from data.errors import ModelError
+from stages.models.adapters import adapter_config
 from stages.models.config import ModelConfig
 from stages.models.scalar_head import ValueHead
 from stages.models.shared_base import SharedBase
 from stages.models.trunk import Trunk, TrunkCache
-from stages.models.tuning import adapter_config
 from tests.tiny import Family, tiny_model_dir
 from tests.unit.stages.models.separate import CASES, Precision, precise_config
 from tests.unit.stages.parts import FAMILIES, PAD, ROLES, Folders, all_roles, random_rows, save_random_adapter

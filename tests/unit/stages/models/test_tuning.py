@@ -14,14 +14,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from data.errors import ModelError
+from stages.models.adapters import SCORE_KEY, check_adapter
 from stages.models.config import ModelConfig
 from stages.models.loading import load_base_config, load_causal_lm, load_sequence_classifier
 from stages.models.tuning import (
-    SCORE_KEY,
     Task,
     adapter_state,
     attach_adapter,
-    check_adapter,
     load_adapter,
     load_adapter_weights,
     lora_config,
