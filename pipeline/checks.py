@@ -12,6 +12,7 @@ from data.quarantine import QUARANTINE, check_share
 from data.schema import KINDS, Kind
 from data.sources import read_rows
 from pipeline.config import PipelineConfig
+from pipeline.environment import environment_problems
 from pipeline.graph import stage_inputs
 from pipeline.session import RunPlan
 from pipeline.store import lookup, stage_fingerprint
@@ -31,14 +32,14 @@ _ROWS_CHECKED = 2000  # a tenth of a second
 
 
 def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
-    """Check the room for results, that each base exists and that each source's first rows can be read.
+    """Check this machine, the room for results, that each base exists and that each source's first rows can be read.
 
     Imports nothing heavy.
 
     Raises:
         UserError: With all problems found, one a line.
     """
-    problems = []
+    problems = environment_problems(config)
     try:
         check_room(config.output_path(), LEAST_ROOM_BYTES)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -42,14 +41,12 @@ def test_bad_data_is_refused(
     config |= {"sft": {}, "ppo": None, "evaluation": None, "reward_model": None, "output_dir": str(tmp_path / "out")}
     config |= case.sections
     Path("c.yaml").write_text(json.dumps(config), encoding="utf-8")
-    start = time.monotonic()
     if case.by == "validate":
         assert main(["validate", "c.yaml"]) == 2
         message = capsys.readouterr().err
     else:
         check_inputs(load_config(Path("c.yaml"), []), tmp_path)
         message = run_data_stage(case, tmp_path)
-    assert time.monotonic() - start < 5.0
     assert "Traceback" not in message
     places = [message.find(part) for part in (case.found, case.needed, case.remedy)]
     assert -1 not in places and places == sorted(places), message

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,6 @@ def said(case: ModelCase, folder: Path, capsys: pytest.CaptureFixture[str]) -> s
     """The message of who finds it, after all who look before have found nothing."""
     model = MODEL | dict(case.model)
     path = configuration(model, ensemble=case in cases_adapters.CASES)
-    start = time.monotonic()
     if case.by == "validate":
         assert main(["validate", str(path)]) == 2
         message = capsys.readouterr().err.strip()
@@ -87,7 +85,6 @@ def said(case: ModelCase, folder: Path, capsys: pytest.CaptureFixture[str]) -> s
             else:
                 run_sft(section, folder, chat=case.by == "chat")
         message = str(error.value)
-    assert time.monotonic() - start < 5.0
     return message.replace(f"{folder}/", "").replace(str(folder), ".")
 
 
