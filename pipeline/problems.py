@@ -33,30 +33,42 @@ _BOUNDS = {
 }
 
 
-def describe_errors(
-    error: ValidationError, model: type[BaseModel], source: Callable[[Sequence[str]], str]
-) -> list[str]:
+Path = Sequence[str]
+Source = Callable[..., str]
+"""From the paths of keys, where their values were written: the file, or `--set` options."""
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel], source: Source) -> list[str]:
     """Turn every error of a validation into one line.
 
     Args:
         error: What pydantic raised.
         model: The class that was validated.
-        source: From the path of a key, where its value was written: the file, or the `--set` option.
+        source: Where a value was written.
     """
-    lines: dict[str, str] = {}
+    found: dict[tuple[str, ...], str] = {}
     for problem in error.errors(include_url=False):
-        owner, path, name = _locate(model, problem["loc"])
-        where = f"{source(path)}: " + (f"{'.'.join(path)}: " if path else "")
-        said = _explain(problem, model, owner, path, name)
+        owner, keys, name = _locate(model, problem["loc"])
+        path, said = tuple(keys), _explain(problem, model, owner, keys, name)
         # A key that may be of two types has two complaints: the first one, with what else it may be.
-        lines[where] = _either(lines[where], said) if where in lines else said
-    return [where + said for where, said in lines.items()]
+        found[path] = _either(found[path], said) if path in found else said
+    return [
+        f"{source(path)}: " + (f"{'.'.join(path)}: " if path else "") + said
+        for path, said in found.items()
+        # Of what may be a word or a list, a complaint on an entry of the list says more than that it is not the word.
+        if not any(len(other) > len(path) > 0 and other[: len(path)] == path for other in found)
+    ]
+
+
+def failing_paths(error: ValidationError, model: type[BaseModel]) -> list[Path]:
+    """The keys at fault, as the user writes them."""
+    return [_locate(model, problem["loc"])[1] for problem in error.errors(include_url=False)]
 
 
 def truth_as_number(
-    written: Mapping[str, Any], validated: BaseModel, source: Callable[[Sequence[str]], str], *above: str
-) -> list[str]:
-    """A line for each true or false where a number is needed: pydantic takes them for 1 and 0.
+    written: Mapping[str, Any], validated: BaseModel, source: Source, *above: str
+) -> dict[tuple[str, ...], str]:
+    """By its path, a line for each true or false where a number is needed: pydantic takes them for 1 and 0.
 
     Args:
         written: The values of a section.
@@ -64,14 +76,14 @@ def truth_as_number(
         source: As for `describe_errors`.
         above: Path of the section.
     """
-    lines = []
+    lines: dict[tuple[str, ...], str] = {}
     for name, value in written.items():
         path, became = (*above, str(name)), getattr(validated, str(name), None)
         if isinstance(value, Mapping) and isinstance(became, BaseModel):
-            lines += truth_as_number(value, became, source, *path)
+            lines |= truth_as_number(value, became, source, *path)
         elif isinstance(value, bool) and not isinstance(became, bool) and became is not None:
             remedy = _way_out(type(validated), str(name))
-            lines.append(f"{source(path)}: {'.'.join(path)}: found {_show(value)}, must be a number; {remedy}")
+            lines[path] = f"{source(path)}: {'.'.join(path)}: found {_show(value)}, must be a number; {remedy}"
     return lines
 
 
