@@ -73,7 +73,8 @@ class LaunchConfig(Section):
     checkpoints: CheckpointConfig = CheckpointConfig()
 
     zero_stage: Literal[1, 2, 3] = 2
-    """ZeRO stage of `deepspeed`. PPO's engines hold adapters only: there 3 is taken as 2."""
+    """ZeRO stage of `deepspeed`. 3 is refused: it splits the frozen base over the ranks, too, and one of them saves and
+    measures the adapter."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Settings of a launcher that does not run."""
@@ -82,7 +83,13 @@ class LaunchConfig(Section):
                 ("num_processes", "mode"),
                 f"num_processes={self.num_processes} needs `launch.mode: accelerate` or `deepspeed`, not `{self.mode}`",
             )
-        if differs(self, "zero_stage") and self.mode != "deepspeed":
+        if self.zero_stage == 3:
+            yield Contradiction(
+                ("zero_stage",),
+                "zero_stage=3 would split the base over the ranks, but one rank saves and measures the adapter "
+                "that was trained on it, and the reward model fails there; use `launch.zero_stage: 2`",
+            )
+        elif differs(self, "zero_stage") and self.mode != "deepspeed":
             yield Contradiction(
                 ("zero_stage", "mode"),
                 f"zero_stage={self.zero_stage} is a setting of DeepSpeed, but mode={self.mode}; remove it, or use "
@@ -187,10 +194,15 @@ class PipelineConfig(Section):
             return
         key = f"{stage}.{name}"
         below = max(size // at_once, 1) * at_once
+        beside = ""
+        if name == "minibatch_size" and self.ppo is not None:
+            whole = self.ppo.batch_size
+            if whole % below and whole % (below + at_once):
+                beside = f" (and a ppo.batch_size that it divides, not {whole})"
         yield Contradiction(
-            (key, f"{stage}.microbatch_size", "launch.num_processes"),
+            (key, f"{stage}.microbatch_size", "launch.num_processes", *(["ppo.batch_size"] if beside else [])),
             f"{key}={size} is not divisible by {stage}.microbatch_size={microbatch_size} x "
-            f"launch.num_processes={ranks} = {at_once}; use {key}={below} or {below + at_once}, "
+            f"launch.num_processes={ranks} = {at_once}; use {key}={below} or {below + at_once}{beside}, "
             f"or another microbatch_size",
         )
 

@@ -120,7 +120,9 @@ def _explain(
         allowed = context.get("expected") or context["expected_tags"]
         return f"found {_tag_of(problem, found)}, must be {allowed}. {_near_value(problem, owner, name, context)}"
     if kind == "union_tag_not_found":
-        return f"found {found}, needs the key {context['discriminator']}, which says which variant is meant"
+        key = context["discriminator"].strip("'")
+        choices = "' or '".join(_tags_of(owner, name))
+        return f"found {found}, needs the key '{key}', which says what is meant; add `{key}` with '{choices}'"
     wanted = _KINDS.get(kind.removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float"))
     if wanted is not None:
         return f"found {found}, must be {wanted}; {_way_out(owner, name)}"
@@ -179,24 +181,33 @@ def _tags(section: type[BaseModel]) -> set[str]:
     }
 
 
+def _tags_of(owner: type[BaseModel] | None, name: str) -> list[str]:
+    """The values of `type` that a field's variants have."""
+    field = owner.model_fields.get(name) if owner is not None else None
+    return [] if field is None else sorted({tag for part in _sections(field.annotation) for tag in _tags(part)})
+
+
 def _suggest(root: type[BaseModel], owner: type[BaseModel] | None, path: Sequence[str]) -> str:
     allowed = list(owner.model_fields) if owner is not None else []
     prefix = ".".join(path[:-1])
     near = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {prefix + '.' if prefix else ''}{near[0]}?"
-    elsewhere = [dotted for dotted in _all_keys(root) if dotted.split(".")[-1] == path[-1]]
+    if ".".join(path) in all_keys(root):
+        return f"Another type of {prefix} has it. Allowed here: {', '.join(allowed)}"
+    elsewhere = [dotted for dotted in all_keys(root) if dotted.split(".")[-1] == path[-1]]
     elsewhere = [dotted for dotted in elsewhere if dotted.split(".")[0] == path[0]] or elsewhere
     if elsewhere:
         return f"Did you mean {' or '.join(elsewhere[:4])}?"
     return f"Allowed here: {', '.join(allowed)}" if allowed else "Remove it"
 
 
-def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The keys of a section and of those in it, with dots."""
     for name, field in section.model_fields.items():
         yield prefix + name
         for inner in _sections(field.annotation):
-            yield from _all_keys(inner, f"{prefix}{name}.")
+            yield from all_keys(inner, f"{prefix}{name}.")
 
 
 def _purpose(owner: type[BaseModel] | None, name: str) -> str:

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from data.strict import Flag, Section
+from data.strict import Flag, StrictModel
 
 
-class LearningConfig(Section):
+class LearningConfig(StrictModel):
     """How an adapter is trained by one of Hugging Face's trainers."""
 
     learning_rate: float = Field(default=2.0e-4, gt=0, le=1)
