@@ -129,8 +129,8 @@ def test_a_blank_output_folder_on_the_command_line(
         main([command, "c.yaml", "--output-dir", " "])
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"rlhf {command}: error: argument --output-dir: found ' ', which is blank; the path of a folder is needed; name "
-        f"one"
+        f"rlhf {command}: error: argument --output-dir: found ' ', which is blank; the path of a folder is needed; "
+        f"name one"
     )
 
 
