@@ -134,6 +134,21 @@ def test_a_blank_output_folder_on_the_command_line(
     )
 
 
+def test_what_the_base_is_too_small_for_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "base").mkdir()
+    sizes = {"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": 64}
+    (folder / "base" / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
+    options = ["--set", "model.tuning.layers.last=3", "--set", "evaluation.rollout.max_new_tokens=16"]
+    options += ["--set", "reward_model.normalization.sampling.max_new_tokens=16"]
+    assert main(["validate", "c.yaml", *options]) == 2
+    assert capsys.readouterr().err.strip().split("\n") == [
+        "model.tuning.layers.last=3, but './base' has 2 blocks; at most that many can carry adapters; use "
+        "`layers: {last: 2}` or less, or leave `layers` out for all",
+        "ppo.rollout.max_new_tokens=64, but './base' knows 64 positions for prompt and response together; a prompt "
+        "needs some of them; lower ppo.rollout.max_new_tokens to less than 64",
+    ]
+
+
 def test_a_batch_beyond_all_memory_is_answered_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "c.yaml", "--set", "ppo.batch_size=1000000000001"]) == 2
     assert "ppo: batch_size=1000000000001 is not divisible by minibatch_size=32; use minibatch_size=" in (
