@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.cells import margin_in, prompt_in, text_in
-from data.config import RecordFormat, SourceConfig
+from data.config import FORMATS_BY_KIND, RecordFormat, SourceConfig, wrong_format
 from data.conversations import (
     SkippedRow,
     check_turns,
@@ -38,12 +38,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt",),
 }
 """Columns that each format needs; `instruction` may have `input`, `preference` `prompt` and `margin`."""
-
-_FORMATS_BY_KIND: dict[Kind, tuple[str, ...]] = {
-    "demonstrations": ("instruction", "prompt_response", "messages", "preference", "hh", "text"),
-    "preferences": ("preference", "hh"),
-    "prompts": ("prompt", "messages", "instruction", "preference", "hh", "prompt_response"),
-}
 
 _OWN_FORMATS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("instruction", "prompt_response", "messages", "text"),
@@ -162,10 +156,10 @@ def recognise_format(row: Row, kind: Kind, *, name: str) -> str:
             return "hh"
         if "prompt" in found or not any(isinstance(value, str) for value in values):
             return "preference"
-    for candidate in _FORMATS_BY_KIND[kind]:
+    for candidate in FORMATS_BY_KIND[kind]:
         if candidate not in ("preference", "hh") and found >= set(_needed(candidate, kind)):
             return candidate
-    needed = "; ".join(f"{' and '.join(_needed(each, kind))} ({each})" for each in _FORMATS_BY_KIND[kind])
+    needed = "; ".join(f"{' and '.join(_needed(each, kind))} ({each})" for each in FORMATS_BY_KIND[kind])
     if {"chosen", "rejected"} <= found:
         needed += "; `chosen` and `rejected` need a `prompt`, unless they hold whole conversations"
     raise DataError(
@@ -176,7 +170,7 @@ def recognise_format(row: Row, kind: Kind, *, name: str) -> str:
 
 def _nearest_needed(row: Row, kind: Kind) -> str:
     """The renaming that a row with misspelt columns needs, as it stands in a configuration."""
-    for candidate in _FORMATS_BY_KIND[kind]:
+    for candidate in FORMATS_BY_KIND[kind]:
         pairs = {column: nearest(column, row.values) for column in _needed(candidate, kind)}
         wrong = {column: near for column, near in pairs.items() if near != column}
         if all(pairs.values()) and wrong:
@@ -192,12 +186,8 @@ def _parse(
     record_format: str,
     columns: Mapping[str, str],
 ) -> Parsed[R]:
-    if record_format != "auto" and record_format not in _FORMATS_BY_KIND[kind]:
-        raise DataError(
-            f"{name}: rows of format `{record_format}` hold no {kind}; one of "
-            f"{', '.join(_FORMATS_BY_KIND[kind])} is needed; change `{name}.format`, or rename columns with "
-            f"`{name}.columns`"
-        )
+    if record_format != "auto" and record_format not in FORMATS_BY_KIND[kind]:
+        raise DataError(wrong_format(name, record_format, kind))
     results: list[tuple[Row, R] | Skipped] = []
     last_row = ""
     for row in rows:

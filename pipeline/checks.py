@@ -14,6 +14,7 @@ from data.sources import read_rows
 from pipeline.config import PipelineConfig
 from pipeline.environment import environment_problems
 from pipeline.graph import stage_inputs
+from pipeline.model_sizes import size_problems
 from pipeline.session import RunPlan
 from pipeline.store import lookup, stage_fingerprint
 from pipeline.tasks import missing_in_store
@@ -66,6 +67,7 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
             function_file(config.ppo.reward.source, config_dir)
         except UserError as error:
             problems.append(str(error))
+    problems += size_problems(config, config_dir)
     for name, source in local_sources(config):
         quarantine = config.output_path() / f"{name}.{QUARANTINE}"
         with suppress(OSError):

@@ -180,10 +180,19 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _folder(path: str) -> str:
+    """A path that is not blank: an empty one would be the working folder, which nobody means by a variable unset."""
+    if not path.strip():
+        raise argparse.ArgumentTypeError(f"found {path!r}, which is blank; the path of a folder is needed; name one")
+    return path
+
+
 def _add_stage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", choices=("sft", "ppo"), help="whose policy (default: the last one)")
 
 
 def _add_output_dir(parser: argparse.ArgumentParser, default: str | None = DEFAULT_OUTPUT_DIR) -> None:
     text = "the configuration's output_dir" if default is None else default
-    parser.add_argument("--output-dir", metavar="DIR", default=default, help=f"folder of the runs (default: {text})")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", type=_folder, default=default, help=f"folder of the runs (default: {text})"
+    )

@@ -1,12 +1,14 @@
 """The whole configuration: every section, and the relations between sections. Imports pydantic only."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from data.config import DataConfig
-from data.strict import StrictModel
+from data.config import FORMATS_BY_KIND, DataConfig, SourceConfig, wrong_format
+from data.schema import KINDS
+from data.strict import Contradiction, Section, StrictModel, Text, differs
 from stages.contract import STAGE_NAMES, StageName
 from stages.evaluation.config import EvaluationConfig
 from stages.models.config import ModelConfig
@@ -22,10 +24,10 @@ class TrackingConfig(StrictModel):
     mode: Literal["auto", "offline", "online", "disabled"] = "auto"
     """`auto` is `online` where an API key is set (WANDB_API_KEY or `wandb login`), else `offline`."""
 
-    project: str = Field(default="rlhf", min_length=1)
+    project: Text = "rlhf"
     """W&B project."""
 
-    entity: str | None = None
+    entity: Text | None = None
     """W&B user or team."""
 
 
@@ -33,7 +35,7 @@ DISTRIBUTED_STAGES: tuple[StageName, ...] = ("sft", "reward_model", "ppo")
 """Stages that `accelerate` and `deepspeed` run on several processes."""
 
 
-class CheckpointConfig(StrictModel):
+class CheckpointConfig(Section):
     """When a training stage writes what `rlhf resume` goes on from. Both intervals count."""
 
     every_steps: int | None = Field(default=None, ge=1)
@@ -45,8 +47,17 @@ class CheckpointConfig(StrictModel):
     keep: int = Field(default=2, ge=1)
     """The newest ones that stay while the stage runs; when it is done, all go."""
 
+    def contradictions(self) -> Iterator[Contradiction]:
+        """A schedule without a date."""
+        if self.every_steps is None and self.every_minutes is None:
+            yield Contradiction(
+                ("every_steps", "every_minutes"),
+                "every_steps and every_minutes are both null: no checkpoint would be written, and a killed run would "
+                "lose all its training; set one of the two",
+            )
 
-class LaunchConfig(StrictModel):
+
+class LaunchConfig(Section):
     """Where and how a stage's process runs."""
 
     mode: Literal["inline", "process", "accelerate", "deepspeed"] = "process"
@@ -62,16 +73,37 @@ class LaunchConfig(StrictModel):
     checkpoints: CheckpointConfig = CheckpointConfig()
 
     zero_stage: Literal[1, 2, 3] = 2
-    """ZeRO stage of `deepspeed`. PPO's engines hold adapters only: there 3 is taken as 2."""
+    """ZeRO stage of `deepspeed`. 3 is refused: it splits the frozen base over the ranks, too, and one of them saves and
+    measures the adapter."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Settings of a launcher that does not run."""
+        if self.num_processes > 1 and self.mode in ("inline", "process"):
+            yield Contradiction(
+                ("num_processes", "mode"),
+                f"num_processes={self.num_processes} needs `launch.mode: accelerate` or `deepspeed`, not `{self.mode}`",
+            )
+        if self.zero_stage == 3:
+            yield Contradiction(
+                ("zero_stage",),
+                "zero_stage=3 would split the base over the ranks, but one rank saves and measures the adapter "
+                "that was trained on it, and the reward model fails there; use `launch.zero_stage: 2`",
+            )
+        elif differs(self, "zero_stage") and self.mode != "deepspeed":
+            yield Contradiction(
+                ("zero_stage", "mode"),
+                f"zero_stage={self.zero_stage} is a setting of DeepSpeed, but mode={self.mode}; remove it, or use "
+                f"`launch.mode: deepspeed`",
+            )
 
 
-class PipelineConfig(StrictModel):
+class PipelineConfig(Section):
     """A run: what each stage does, on one base model."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Every random state of every stage derives from it; numpy takes 32 bits."""
 
-    output_dir: str = Field(default="outputs", min_length=1)
+    output_dir: Text = "outputs"
     """Folder of runs and of the store that they share."""
 
     model: ModelConfig
@@ -88,73 +120,129 @@ class PipelineConfig(StrictModel):
     tracking: TrackingConfig = TrackingConfig()
     launch: LaunchConfig = LaunchConfig()
 
-    @model_validator(mode="after")
-    def _relations(self) -> Self:
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Those between sections."""
+        yield from self._stages_and_sources()
+        yield from self._batches()
+        yield from self._reward_model_base()
+        yield from self._models()
+
+    def _stages_and_sources(self) -> Iterator[Contradiction]:
         data = self.data
         if data.demonstrations is None and data.preferences is None:
-            raise ValueError("data: neither `demonstrations` nor `preferences` is given; SFT needs one of the two")
+            yield Contradiction(
+                ("data.demonstrations", "data.preferences"),
+                "data: neither `demonstrations` nor `preferences` is given; SFT needs one of the two",
+            )
+        feeders = ("data.preferences", "preferences")
         if self.reward_model is not None and data.preferences is None and self.preferences is None:
-            raise ValueError(
+            yield Contradiction(
+                ("reward_model", *feeders),
                 "reward_model: there are no preferences to train on; give `data.preferences`, switch on the "
-                "stage that makes them (`preferences: {}`), or set `reward_model: null`"
+                "stage that makes them (`preferences: {}`), or set `reward_model: null`",
             )
         if data.preferences is not None and self.preferences is not None:
-            raise ValueError(
+            yield Contradiction(
+                feeders,
                 "preferences: both `data.preferences` and the `preferences` stage would feed the reward model; "
-                "drop one of the two"
+                "drop one of the two",
             )
         if self.ppo is not None and self.reward_model is None:
-            raise ValueError("ppo: needs the reward model that `reward_model: null` switches off; set `ppo: null`")
+            yield Contradiction(
+                ("ppo", "reward_model"),
+                "ppo: needs the reward model that `reward_model: null` switches off; set `ppo: null`",
+            )
         if self.evaluation is not None and self.ppo is None:
-            raise ValueError(
-                "evaluation: compares PPO with SFT, but `ppo: null` switches PPO off; set `evaluation: null`"
+            yield Contradiction(
+                ("evaluation", "ppo"),
+                "evaluation: compares PPO with SFT, but `ppo: null` switches PPO off; set `evaluation: null`",
             )
-        if self.launch.num_processes > 1 and self.launch.mode in ("inline", "process"):
-            raise ValueError(
-                f"launch.num_processes={self.launch.num_processes} needs `launch.mode: accelerate` or "
-                f"`deepspeed`, not `{self.launch.mode}`"
+        for wanted in KINDS:
+            given: SourceConfig | None = getattr(data, wanted)
+            if given is not None and given.format not in ("auto", *FORMATS_BY_KIND[wanted]):
+                key = f"data.{wanted}"
+                yield Contradiction((f"{key}.format",), wrong_format(key, given.format, wanted))
+        kind = "preferences" if data.demonstrations is None else "demonstrations"
+        source = data.demonstrations or data.preferences
+        if source is not None and source.held_out == 0 and self.sft.eval_every_steps is not None:
+            yield Contradiction(
+                ("sft.eval_every_steps", "data"),
+                f"sft.eval_every_steps={self.sft.eval_every_steps}, but data.{kind}.held_out=0 leaves nothing to "
+                f"validate on; hold a share out, or remove sft.eval_every_steps",
             )
-        for name, section in (("sft", self.sft), ("reward_model", self.reward_model)):
-            if section is not None:
-                self._check_accumulation(f"{name}.batch_size", section.batch_size, name, section.microbatch_size)
-        if self.ppo is not None:
-            self._check_accumulation("ppo.minibatch_size", self.ppo.minibatch_size, "ppo", self.ppo.microbatch_size)
-        return self
 
-    @model_validator(mode="after")
-    def _reward_model_base(self) -> Self:
-        if self.own_reward_base == self.model:
-            raise ValueError(
-                "reward_model.model: it is the same as `model`, which would be loaded a second time; a base of its own "
-                "has to differ: leave it out, and the reward model starts from SFT on the shared base"
+    def _batches(self) -> Iterator[Contradiction]:
+        yield from self._accumulation("sft", "batch_size", self.sft.batch_size, self.sft.microbatch_size)
+        if (reward := self.reward_model) is not None:
+            yield from self._accumulation("reward_model", "batch_size", reward.batch_size, reward.microbatch_size)
+        if (ppo := self.ppo) is None:
+            return
+        if ppo.minibatch_size % ppo.microbatch_size == 0:  # else PPO's own section says it
+            yield from self._accumulation("ppo", "minibatch_size", ppo.minibatch_size, ppo.microbatch_size)
+        if ppo.share_first_pass is True and self.launch.num_processes > 1:
+            yield Contradiction(
+                ("ppo.share_first_pass", "launch.num_processes"),
+                f"ppo.share_first_pass=true, but launch.num_processes={self.launch.num_processes}: a process updates "
+                f"episodes of others, whose first pass it has not made; use `ppo.share_first_pass: auto`, or one "
+                f"process",
             )
-        if self.own_reward_base is not None and self.ppo is not None and self.ppo.critic_init == "reward_model":
-            raise ValueError(
-                "ppo.critic_init=reward_model, but `reward_model.model` gives the reward model another base, whose "
-                "adapter and head fit no critic here; use `ppo.critic_init: zero` or `auto`"
-            )
-        return self
 
-    @model_validator(mode="after")
-    def _cached_trunk(self) -> Self:
-        if self.ppo is not None and self.ppo.cache_trunk is True and self.model.tuning.layers is None:
-            raise ValueError(
-                "ppo.cache_trunk=true, but `model.tuning.layers` is not set: adapters on all blocks leave no trunk to "
-                "cache; set `model.tuning.layers: {last: N}`, or `ppo.cache_trunk: auto`"
-            )
-        return self
-
-    def _check_accumulation(self, key: str, size: int, stage: str, microbatch_size: int) -> None:
+    def _accumulation(self, stage: str, name: str, size: int, microbatch_size: int) -> Iterator[Contradiction]:
         ranks = self.launch.num_processes
         at_once = microbatch_size * ranks
         if size % at_once == 0:
             return
+        key = f"{stage}.{name}"
         below = max(size // at_once, 1) * at_once
-        raise ValueError(
+        beside = ""
+        if name == "minibatch_size" and self.ppo is not None:
+            whole = self.ppo.batch_size
+            if whole % below and whole % (below + at_once):
+                beside = f" (and a ppo.batch_size that it divides, not {whole})"
+        yield Contradiction(
+            (key, f"{stage}.microbatch_size", "launch.num_processes", *(["ppo.batch_size"] if beside else [])),
             f"{key}={size} is not divisible by {stage}.microbatch_size={microbatch_size} x "
-            f"launch.num_processes={ranks} = {at_once}; use {key}={below} or {below + at_once}, "
-            f"or another microbatch_size"
+            f"launch.num_processes={ranks} = {at_once}; use {key}={below} or {below + at_once}{beside}, "
+            f"or another microbatch_size",
         )
+
+    def _reward_model_base(self) -> Iterator[Contradiction]:
+        own = self.own_reward_base
+        if own is not None and own == self.model:
+            yield Contradiction(
+                ("reward_model.model", "model"),
+                "reward_model.model: it is the same as `model`, which would be loaded a second time; a base of its own "
+                "has to differ: leave it out, and the reward model starts from SFT on the shared base",
+            )
+        if own is not None and self.ppo is not None and self.ppo.critic_init == "reward_model":
+            yield Contradiction(
+                ("ppo.critic_init", "reward_model.model"),
+                "ppo.critic_init=reward_model, but `reward_model.model` gives the reward model another base, whose "
+                "adapter and head fit no critic here; use `ppo.critic_init: zero` or `auto`",
+            )
+
+    def _models(self) -> Iterator[Contradiction]:
+        if self.ppo is not None and self.ppo.cache_trunk is True and self.model.tuning.layers is None:
+            yield Contradiction(
+                ("ppo.cache_trunk", "model.tuning.layers"),
+                "ppo.cache_trunk=true, but `model.tuning.layers` is not set: adapters on all blocks leave no trunk to "
+                "cache; set `model.tuning.layers: {last: N}`, or `ppo.cache_trunk: auto`",
+            )
+        for name, model in (("model", self.model), ("reward_model.model", self.own_reward_base)):
+            if model is not None and model.attention == "flash_attention_2" and self.launch.device == "cpu":
+                yield Contradiction(
+                    (f"{name}.attention", "launch.device"),
+                    f"{name}.attention=flash_attention_2 needs a GPU, but launch.device=cpu; use `{name}.attention: "
+                    f"auto`, or `launch.device: cuda`",
+                )
+        for name, section in (("preferences", self.preferences), ("ppo", self.ppo), ("evaluation", self.evaluation)):
+            chooses = section is not None and differs(section.rollout.vllm, "base_weights")
+            if chooses and self.model.quantization != "nf4":
+                yield Contradiction(
+                    (f"{name}.rollout.vllm.base_weights", "model.quantization", "model.tuning.method"),
+                    f"{name}.rollout.vllm.base_weights=original chooses between two sets of weights that only NF4 has, "
+                    f"but model.quantization={self.model.quantization}; remove it, or use `model.quantization: nf4`",
+                )
 
     @property
     def own_reward_base(self) -> ModelConfig | None:

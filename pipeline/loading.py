@@ -10,15 +10,15 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from data.errors import ConfigError
 from pipeline.config import PipelineConfig
-from pipeline.problems import describe_errors, truth_as_number
 from pipeline.safe_yaml import parse_yaml
 from pipeline.secrets import check_no_secrets
+from pipeline.validation import Origin, validated
 from stages.ppo.config import PPOConfig
-from stages.rollouts.config import RolloutConfig
+from stages.rollouts.config import RolloutConfig, VLLMConfig
 
 VLLM_MAX_TEMPERATURE = 2.0
 """It refuses requests above this."""
@@ -43,22 +43,7 @@ def validate_values(values: Mapping[str, Any], overrides: Sequence[str], name: s
     """Apply overrides to the values of a file called `name` and validate them."""
     written = apply_overrides(values, overrides)
     check_no_secrets(written, name)
-    paths = {option: option.partition("=")[0].split(".") for option in overrides}
-
-    def source(key: Sequence[str]) -> str:
-        for option, option_path in reversed(paths.items()):
-            shorter = min(len(key), len(option_path))
-            if shorter and list(key[:shorter]) == option_path[:shorter] and len(key) >= len(option_path):
-                return f"--set {option}"
-        return name
-
-    try:
-        config = PipelineConfig.model_validate(written)
-    except ValidationError as error:
-        raise ConfigError("\n".join(describe_errors(error, PipelineConfig, source))) from error
-    if problems := truth_as_number(written, config, source):
-        raise ConfigError("\n".join(problems))
-    return config
+    return validated(written, Origin(name, overrides))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -147,7 +132,7 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
         section: BaseModel | None = getattr(config, name)
         if section is not None:
             rollout = section.rollout  # type: ignore[attr-defined]
-            found = {"engine": _resolve_engine(f"{name}.rollout", rollout, device)}
+            found: dict[str, Any] = {"engine": _resolve_engine(f"{name}.rollout", rollout, device)}
             if found["engine"] != "hf" and rollout.temperature > VLLM_MAX_TEMPERATURE:
                 raise ConfigError(
                     f"{name}.rollout.temperature: found {rollout.temperature:g}, but vLLM samples at "
@@ -155,10 +140,15 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
                 )
             if rollout.importance_sampling == "auto":
                 found["importance_sampling"] = "off" if found["engine"] == "hf" else "token_truncate"
+            if found["engine"] == "hf":
+                found["vllm"] = VLLMConfig()  # written for a machine that has it; beside `hf` it would contradict
             changes[name] = section.model_copy(update={"rollout": rollout.model_copy(update=found)})
     if config.ppo is not None:
         changes["ppo"] = changes["ppo"].model_copy(update=_resolve_ppo(config, config.ppo))
-    return config.model_copy(update=changes)
+    resolved = config.model_copy(update=changes)
+    if problems := [contradiction.text for contradiction in resolved.contradictions()]:
+        raise ConfigError("\n".join(problems))
+    return resolved
 
 
 def gpu_is_visible() -> bool:

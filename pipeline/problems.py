@@ -33,30 +33,42 @@ _BOUNDS = {
 }
 
 
-def describe_errors(
-    error: ValidationError, model: type[BaseModel], source: Callable[[Sequence[str]], str]
-) -> list[str]:
+Path = Sequence[str]
+Source = Callable[..., str]
+"""From the paths of keys, where their values were written: the file, or `--set` options."""
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel], source: Source) -> list[str]:
     """Turn every error of a validation into one line.
 
     Args:
         error: What pydantic raised.
         model: The class that was validated.
-        source: From the path of a key, where its value was written: the file, or the `--set` option.
+        source: Where a value was written.
     """
-    lines: dict[str, str] = {}
+    found: dict[tuple[str, ...], str] = {}
     for problem in error.errors(include_url=False):
-        owner, path, name = _locate(model, problem["loc"])
-        where = f"{source(path)}: " + (f"{'.'.join(path)}: " if path else "")
-        said = _explain(problem, model, owner, path, name)
+        owner, keys, name = _locate(model, problem["loc"])
+        path, said = tuple(keys), _explain(problem, model, owner, keys, name)
         # A key that may be of two types has two complaints: the first one, with what else it may be.
-        lines[where] = _either(lines[where], said) if where in lines else said
-    return [where + said for where, said in lines.items()]
+        found[path] = _either(found[path], said) if path in found else said
+    return [
+        f"{source(path)}: " + (f"{'.'.join(path)}: " if path else "") + said
+        for path, said in found.items()
+        # Of what may be a word or a list, a complaint on an entry of the list says more than that it is not the word.
+        if not any(len(other) > len(path) > 0 and other[: len(path)] == path for other in found)
+    ]
+
+
+def failing_paths(error: ValidationError, model: type[BaseModel]) -> list[Path]:
+    """The keys at fault, as the user writes them."""
+    return [_locate(model, problem["loc"])[1] for problem in error.errors(include_url=False)]
 
 
 def truth_as_number(
-    written: Mapping[str, Any], validated: BaseModel, source: Callable[[Sequence[str]], str], *above: str
-) -> list[str]:
-    """A line for each true or false where a number is needed: pydantic takes them for 1 and 0.
+    written: Mapping[str, Any], validated: BaseModel, source: Source, *above: str
+) -> dict[tuple[str, ...], str]:
+    """By its path, a line for each true or false where a number is needed: pydantic takes them for 1 and 0.
 
     Args:
         written: The values of a section.
@@ -64,14 +76,14 @@ def truth_as_number(
         source: As for `describe_errors`.
         above: Path of the section.
     """
-    lines = []
+    lines: dict[tuple[str, ...], str] = {}
     for name, value in written.items():
         path, became = (*above, str(name)), getattr(validated, str(name), None)
         if isinstance(value, Mapping) and isinstance(became, BaseModel):
-            lines += truth_as_number(value, became, source, *path)
+            lines |= truth_as_number(value, became, source, *path)
         elif isinstance(value, bool) and not isinstance(became, bool) and became is not None:
             remedy = _way_out(type(validated), str(name))
-            lines.append(f"{source(path)}: {'.'.join(path)}: found {_show(value)}, must be a number; {remedy}")
+            lines[path] = f"{source(path)}: {'.'.join(path)}: found {_show(value)}, must be a number; {remedy}"
     return lines
 
 
@@ -108,7 +120,9 @@ def _explain(
         allowed = context.get("expected") or context["expected_tags"]
         return f"found {_tag_of(problem, found)}, must be {allowed}. {_near_value(problem, owner, name, context)}"
     if kind == "union_tag_not_found":
-        return f"found {found}, needs the key {context['discriminator']}, which says which variant is meant"
+        key = context["discriminator"].strip("'")
+        choices = "' or '".join(_tags_of(owner, name))
+        return f"found {found}, needs the key '{key}', which says what is meant; add `{key}` with '{choices}'"
     wanted = _KINDS.get(kind.removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float"))
     if wanted is not None:
         return f"found {found}, must be {wanted}; {_way_out(owner, name)}"
@@ -167,24 +181,33 @@ def _tags(section: type[BaseModel]) -> set[str]:
     }
 
 
+def _tags_of(owner: type[BaseModel] | None, name: str) -> list[str]:
+    """The values of `type` that a field's variants have."""
+    field = owner.model_fields.get(name) if owner is not None else None
+    return [] if field is None else sorted({tag for part in _sections(field.annotation) for tag in _tags(part)})
+
+
 def _suggest(root: type[BaseModel], owner: type[BaseModel] | None, path: Sequence[str]) -> str:
     allowed = list(owner.model_fields) if owner is not None else []
     prefix = ".".join(path[:-1])
     near = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {prefix + '.' if prefix else ''}{near[0]}?"
-    elsewhere = [dotted for dotted in _all_keys(root) if dotted.split(".")[-1] == path[-1]]
+    if ".".join(path) in all_keys(root):
+        return f"Another type of {prefix} has it. Allowed here: {', '.join(allowed)}"
+    elsewhere = [dotted for dotted in all_keys(root) if dotted.split(".")[-1] == path[-1]]
     elsewhere = [dotted for dotted in elsewhere if dotted.split(".")[0] == path[0]] or elsewhere
     if elsewhere:
         return f"Did you mean {' or '.join(elsewhere[:4])}?"
     return f"Allowed here: {', '.join(allowed)}" if allowed else "Remove it"
 
 
-def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The keys of a section and of those in it, with dots."""
     for name, field in section.model_fields.items():
         yield prefix + name
         for inner in _sections(field.annotation):
-            yield from _all_keys(inner, f"{prefix}{name}.")
+            yield from all_keys(inner, f"{prefix}{name}.")
 
 
 def _purpose(owner: type[BaseModel] | None, name: str) -> str:

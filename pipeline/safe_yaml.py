@@ -1,5 +1,6 @@
 """YAML as configurations use it: plain values, each key once, and no text that unfolds into more than it is."""
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -11,8 +12,20 @@ MAX_VALUES = 100_000
 """Values of one text with every alias unfolded. The longest shipped configuration has about a hundred."""
 
 
+_YAML_1_1 = {f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp", "value")}
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML lets a repeated key win silently; here it is an error."""
+    """PyYAML lets a repeated key win silently; here it is an error.
+
+    Of the values that YAML 1.1 has and 1.2 has no more, none is taken: `off` is a name (of no importance sampling,
+    say) and not false, `1:30` is no 90, `010` no 8.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _YAML_1_1]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping after looking for repeated keys."""
@@ -26,6 +39,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if isinstance(key, Hashable):
                 seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+# Parts of PyYAML's own patterns: so its dumper quotes every text that one of these would take for a number.
+for _name, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)", "-+0123456789"),
+    (
+        "float",
+        r"([-+]?[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+):
+    _UniqueKeyLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def parse_yaml(text: str, name: str, remedy: str) -> Any:

@@ -5,12 +5,17 @@ from typing import Any
 
 from data.errors import ConfigError
 from data.redaction import holds_secret, is_secret_name
+from pipeline.config import PipelineConfig
+from pipeline.problems import all_keys
 
 _WAY_OUT = (
     "a configuration is kept with the run and shown by Prefect and W&B, so it holds no password, key or token: put it "
     "into an environment variable instead (HF_TOKEN, WANDB_API_KEY, the one that `rollout.server.api_key_env` names) "
     "and leave it out here"
 )
+
+# `max_kl_per_token` is a number, whatever it sounds like; what a known key holds is looked at all the same.
+_KNOWN = frozenset(key.rpartition(".")[2] for key in all_keys(PipelineConfig))
 
 
 def check_no_secrets(values: Any, name: str) -> None:
@@ -37,5 +42,7 @@ def _found(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _found(f"{key}.{index}", inner)
     elif isinstance(value, str) and holds_secret(value):
         yield key, "the value holds a password, key or token (not repeated here)"
-    elif value and isinstance(value, str | int) and not isinstance(value, bool) and is_secret_name(key.split(".")[-1]):
-        yield key, "the name says that the value is a secret (not repeated here)"
+    elif value and isinstance(value, str | int) and not isinstance(value, bool):
+        name = key.rpartition(".")[2]
+        if name not in _KNOWN and is_secret_name(name):
+            yield key, "the name says that the value is a secret (not repeated here)"

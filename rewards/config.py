@@ -1,11 +1,12 @@
 """Which reward function judges a response. Imports pydantic only."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from data.strict import StrictModel
+from data.strict import Contradiction, EnvironmentName, Section, StrictModel, Text
 
 
 class VaderRewardConfig(StrictModel):
@@ -26,14 +27,23 @@ class CharacterShareRewardConfig(StrictModel):
     """The characters that count."""
 
 
-class RewardEnsembleConfig(StrictModel):
+class RewardEnsembleConfig(Section):
     """Further reward models beside the run's own, and how their scores become one."""
 
-    members: list[str] = Field(min_length=1)
+    members: list[Text] = Field(min_length=1)
     """Folders of trained reward models, say `outputs/RUN/reward_model`, on the shared base or one of their own."""
 
     combine: Literal["mean", "min", "mean_minus_std"] = "mean_minus_std"
     """`mean` averages, `min` takes the worst case, `mean_minus_std` charges what the members disagree on."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """A member that would count twice."""
+        if twice := sorted({name for name in self.members if self.members.count(name) > 1}):
+            yield Contradiction(
+                ("members",),
+                f"members names {', '.join(twice)} more than once, but what a model says twice is no second opinion; "
+                f"name each folder once",
+            )
 
 
 RuleRewardConfig = Annotated[VaderRewardConfig | CharacterShareRewardConfig, Field(discriminator="type")]
@@ -73,7 +83,7 @@ class RemoteRewardConfig(StrictModel):
     address: str
     """Where the requests go, say `http://127.0.0.1:8080/score`. It counts for whether a stored result fits."""
 
-    token_env: str | None = Field(default=None, min_length=1)
+    token_env: EnvironmentName | None = None
     """Environment variable that holds a bearer token. The token itself never enters a configuration."""
 
     timeout_seconds: float = Field(default=60.0, gt=0)

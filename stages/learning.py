@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from data.strict import StrictModel
+from data.strict import Flag, StrictModel
 
 
 class LearningConfig(StrictModel):
     """How an adapter is trained by one of Hugging Face's trainers."""
 
-    learning_rate: float = Field(default=2.0e-4, gt=0)
+    learning_rate: float = Field(default=2.0e-4, gt=0, le=1)
     """Peak learning rate of AdamW."""
 
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -25,10 +25,10 @@ class LearningConfig(StrictModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
 
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0, le=10_000)
     """Passes over the data."""
 
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, le=10**9)
     """Stop after this many optimizer steps, whatever `epochs` says."""
 
     batch_size: int = Field(default=32, ge=1)
@@ -40,5 +40,5 @@ class LearningConfig(StrictModel):
     max_length: int = Field(default=1024, ge=2)
     """Longest prompt and response, in tokens. Longer examples are dropped and counted."""
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Flag = False
     """Recompute activations in the backward pass: less memory, a third more time."""

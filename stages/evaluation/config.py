@@ -1,13 +1,15 @@
 """Settings of the evaluation. Imports pydantic only."""
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
-from data.strict import StrictModel
+from data.strict import Contradiction, Section, differs
 from rewards.config import RuleRewardConfig
 from stages.rollouts.config import RolloutConfig
 
 
-class EvaluationConfig(StrictModel):
+class EvaluationConfig(Section):
     """SFT against PPO on the held-out prompts."""
 
     num_prompts: int = Field(default=128, ge=2)
@@ -29,3 +31,12 @@ class EvaluationConfig(StrictModel):
 
     num_examples: int = Field(default=8, ge=1)
     """Samples shown side by side."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """More samples to show than there are."""
+        if differs(self, "num_examples") and self.num_examples > self.num_prompts:
+            yield Contradiction(
+                ("num_examples", "num_prompts"),
+                f"num_examples={self.num_examples} samples are to be shown, but num_prompts={self.num_prompts} gives "
+                f"no more than that; use num_examples={self.num_prompts} or less",
+            )

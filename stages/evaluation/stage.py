@@ -28,6 +28,7 @@ from stages.models.reward_loading import as_reward, load_score_model
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
+from stages.positions import check_prompts
 from stages.rollouts.contract import Rollout
 from stages.rollouts.episodes import make_episode
 from stages.rollouts.factory import build_engine
@@ -74,6 +75,7 @@ def run(
     shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
     shared_base.add_adapter("reference", inputs["reference"].path, trainable=False)
     shared_base.add_adapter("policy", inputs["policy"].path, trainable=False)
+    check_prompts("evaluation", prompts, config.rollout.max_new_tokens, shared_base.max_positions)
     proxy = as_reward(
         load_score_model(
             inputs["reward_model"].path,

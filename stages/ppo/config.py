@@ -1,11 +1,12 @@
 """Settings of PPO. Imports pydantic only."""
 
 import math
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from data.strict import StrictModel
+from data.strict import Contradiction, Flag, Section, StrictModel, differs
 from rewards.config import RewardConfig, RewardEnsembleConfig
 from stages.rollouts.config import RolloutConfig
 
@@ -42,10 +43,10 @@ _PER_GROUP = ("rloo", "grpo")
 KLControllerConfig = Annotated[FixedKLConfig | AdaptiveKLConfig, Field(discriminator="type")]
 
 
-class PPOConfig(StrictModel):
+class PPOConfig(Section):
     """PPO with a KL penalty against the SFT policy."""
 
-    steps: int = Field(default=100, ge=1)
+    steps: int = Field(default=100, ge=1, le=10**9)
     """Rounds of rollout and update."""
 
     batch_size: int = Field(default=64, ge=2)
@@ -61,15 +62,15 @@ class PPOConfig(StrictModel):
     """Tokens in one forward pass, at most: its episodes, sorted by length, times the longest. A longer one passes
     alone."""
 
-    share_first_pass: bool | Literal["auto"] = "auto"
+    share_first_pass: Flag | Literal["auto"] = "auto"
     """The forward of a step's first optimizer step gives the old log-probabilities and values, too, and its graph is
     kept until then. `auto`: where its minibatch is one microbatch, so that memory hardly grows. One process only."""
 
-    cache_trunk: bool | Literal["auto"] = "auto"
+    cache_trunk: Flag | Literal["auto"] = "auto"
     """Compute what lies below the lowest adapted block once an episode, for all roles and epochs. `auto`: where
     `model.tuning.layers` leaves such blocks and the model can be cut. `true` ends with an error where it cannot be."""
 
-    compile_blocks: bool = False
+    compile_blocks: Flag = False
     """Compile the transformer blocks by `torch.compile` for all passes but generating: a fifth less time for them on a
     CPU, for about a minute at the start. Values differ by rounding. Needs a C++ compiler on a CPU."""
 
@@ -83,14 +84,14 @@ class PPOConfig(StrictModel):
     num_ppo_epochs: int = Field(default=2, ge=1)
     """Passes over the episodes of a step."""
 
-    learning_rate: float = Field(default=1.0e-4, gt=0)
+    learning_rate: float = Field(default=1.0e-4, gt=0, le=1)
     """Learning rate of the policy's adapter, linearly to 0."""
 
     critic_init: Literal["auto", "reward_model", "zero"] = "auto"
     """Where the critic starts: `reward_model` copies its adapter and head (Stiennon et al. 2020, appendix B.1), `zero`
     the SFT adapter, with a head that says 0: the mean of normalised scores. `auto`: `reward_model` where it can be."""
 
-    critic_learning_rate: float | None = Field(default=None, gt=0)
+    critic_learning_rate: float | None = Field(default=None, gt=0, le=1)
     """Learning rate of the critic's adapter and head. Default: `learning_rate`."""
 
     adam_epsilon: float = Field(default=1.0e-5, gt=0)
@@ -138,14 +139,14 @@ class PPOConfig(StrictModel):
     kl_placement: Literal["reward", "loss"] = "reward"
     """Subtracted from the rewards, or added to the policy loss."""
 
-    whiten_advantages: bool | Literal["auto"] = "auto"
+    whiten_advantages: Flag | Literal["auto"] = "auto"
     """Advantages of a step get mean 0 and variance 1. `auto` does it with `gae` and `reinforce_plus_plus`, whose papers
     do, and not with `rloo` and `grpo`, which compare within a prompt."""
 
-    whiten_rewards: bool = False
+    whiten_rewards: Flag = False
     """Shaped rewards of a step are divided by their standard deviation; the mean is kept."""
 
-    normalize_scores: bool = False
+    normalize_scores: Flag = False
     """Divide the scores by the running standard deviation of all scores seen."""
 
     reward: RewardConfig | None = None
@@ -178,56 +179,72 @@ class PPOConfig(StrictModel):
     """The stage ends where the mean KL of policy and reference is more than this in a step (nats a token). 5 means that
     the reference gives a token a hundred and fiftieth of the policy's probability. `null` never ends it."""
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Flag = False
     """Recompute activations in the backward pass: less memory, a third more time."""
 
     rollout: RolloutConfig = RolloutConfig()
 
-    @model_validator(mode="after")
-    def _batch_arithmetic(self) -> Self:
-        _check_divides("batch_size", self.batch_size, "minibatch_size", self.minibatch_size)
-        _check_divides("minibatch_size", self.minibatch_size, "microbatch_size", self.microbatch_size)
-        if self.missing_eos_score is not None and self.missing_eos_penalty is not None:
-            raise ValueError(
-                "missing_eos_score and missing_eos_penalty are both set; a missing EOS is either replaced or "
-                "penalised: drop one of the two"
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Batches that do not divide, settings without use, and two that exclude one another."""
+        yield from self._batch_arithmetic()
+        yield from self._estimator_relations()
+        yield from self._rewards()
+        if isinstance(self.kl_controller, AdaptiveKLConfig) and self.kl_coef == 0:
+            yield Contradiction(
+                ("kl_coef", "kl_controller"),
+                "kl_coef=0 stays 0 under kl_controller.type=adaptive, which multiplies it; use a kl_coef above 0 to "
+                "start from, or `kl_controller: {type: fixed}`",
             )
-        return self
 
-    @model_validator(mode="after")
-    def _estimator_relations(self) -> Self:
+    def _batch_arithmetic(self) -> Iterator[Contradiction]:
+        yield from self._divides("batch_size", "minibatch_size")
+        yield from self._divides("minibatch_size", "microbatch_size")
+        yield from self._divides("batch_size", "responses_per_prompt")
+
+    def _divides(self, whole: str, part: str) -> Iterator[Contradiction]:
+        problem = _remainder(whole, getattr(self, whole), part, getattr(self, part))
+        if problem is not None:
+            yield Contradiction((whole, part), problem)
+
+    def _estimator_relations(self) -> Iterator[Contradiction]:
         estimator = self.advantage_estimator
         if estimator in _PER_GROUP and self.responses_per_prompt < 2:
-            raise ValueError(
+            yield Contradiction(
+                ("advantage_estimator", "responses_per_prompt"),
                 f"advantage_estimator={estimator} compares the responses to one prompt, but responses_per_prompt="
-                f"{self.responses_per_prompt}; use responses_per_prompt=2 or more (4 is usual)"
+                f"{self.responses_per_prompt}; use responses_per_prompt=2 or more (4 is usual)",
             )
-        _check_divides("batch_size", self.batch_size, "responses_per_prompt", self.responses_per_prompt)
         unused = [] if estimator in _WITH_CRITIC else list(_CRITIC_FIELDS)
         unused += [] if estimator in _PER_TOKEN else ["gamma"]
         for name in unused:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
+            if differs(self, name):
+                yield Contradiction(
+                    (name, "advantage_estimator"),
                     f"{name} is set, but advantage_estimator={estimator} does not use it; remove {name}, or use "
-                    f"advantage_estimator=gae"
+                    f"advantage_estimator=gae",
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _own_reward(self) -> Self:
+    def _rewards(self) -> Iterator[Contradiction]:
+        if self.missing_eos_score is not None and self.missing_eos_penalty is not None:
+            yield Contradiction(
+                ("missing_eos_score", "missing_eos_penalty"),
+                "missing_eos_score and missing_eos_penalty are both set; a missing EOS is either replaced or "
+                "penalised: drop one of the two",
+            )
         if self.reward is None:
-            return self
+            return
         if self.reward_ensemble is not None:
-            raise ValueError(
+            yield Contradiction(
+                ("reward", "reward_ensemble"),
                 "reward and reward_ensemble are both set, but `reward` judges in place of all reward models: drop one "
-                "of the two"
+                "of the two",
             )
         if self.critic_init == "reward_model":
-            raise ValueError(
+            yield Contradiction(
+                ("critic_init", "reward"),
                 "critic_init=reward_model, but `reward` judges in place of the reward model and in other units; use "
-                "`critic_init: zero` or `auto`"
+                "`critic_init: zero` or `auto`",
             )
-        return self
 
     @property
     def has_critic(self) -> bool:
@@ -249,13 +266,13 @@ class PPOConfig(StrictModel):
         return self.whiten_advantages
 
 
-def _check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
-    """Raise with the nearest values that work unless `part` divides `whole`."""
+def _remainder(whole_name: str, whole: int, part_name: str, part: int) -> str | None:
+    """What to say, with the nearest values that work, unless `part` divides `whole`."""
     if part <= whole and whole % part == 0:
-        return
+        return None
     small = [value for value in range(1, min(math.isqrt(whole), _MOST_TRIED) + 1) if whole % value == 0]
     divisors = {*small, *(whole // value for value in small)}
     nearest = sorted(sorted(divisors, key=lambda value: (abs(value - part), value))[:3])
-    raise ValueError(
+    return (
         f"{whole_name}={whole} is not divisible by {part_name}={part}; use {part_name}={', '.join(map(str, nearest))}"
     )

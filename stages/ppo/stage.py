@@ -30,6 +30,7 @@ from stages.models.shared_base import SharedBase
 from stages.models.sources import adapter_folder, resolve_base
 from stages.models.tokenizer import load_tokenizer, save_tokenizer
 from stages.models.tuning import save_adapter, score_weight
+from stages.positions import check_prompts
 from stages.ppo.config import PPOConfig
 from stages.ppo.guard import BadStepCounter
 from stages.ppo.passes import PPOModels
@@ -73,6 +74,7 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     )  # fmt: skip
     with process_group(context.device) as ranks:
         models, reward, critic_start = _load_roles(config, model, base, inputs, tokenizer.pad_token_id, context)
+        check_prompts("ppo", prompts, config.rollout.max_new_tokens, models.shared_base.max_positions)
         engine = build_engine(
             config.rollout,
             model,

@@ -1,10 +1,11 @@
 """Settings of preference collection. Imports pydantic only."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
-from data.strict import StrictModel
+from data.strict import Contradiction, Flag, Section, StrictModel
 from rewards.config import RuleRewardConfig, VaderRewardConfig
 from stages.rollouts.config import RolloutConfig
 
@@ -21,7 +22,7 @@ class SimulatedLabelerConfig(StrictModel):
     """Probability that a pair is turned around."""
 
 
-class PreferencesConfig(StrictModel):
+class PreferencesConfig(Section):
     """Sample K responses a prompt from the SFT policy and let a labeler rank them."""
 
     labeler: SimulatedLabelerConfig = SimulatedLabelerConfig()
@@ -32,7 +33,7 @@ class PreferencesConfig(StrictModel):
     pairs_per_prompt: int | None = Field(default=None, ge=1)
     """Keep at most this many of the K (K - 1) / 2 pairs of a prompt, those with the largest gap in rank first."""
 
-    only_finished: bool = True
+    only_finished: Flag = True
     """Leave responses that the length limit cut off out of the pairs: a labeler cannot judge half a sentence, and
     a reward model that sees them learns to prefer length."""
 
@@ -49,3 +50,13 @@ class PreferencesConfig(StrictModel):
 
     max_prompt_tokens: int = Field(default=512, ge=1)
     """Longer prompts are dropped and counted."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """More pairs than the responses make."""
+        pairs = self.responses_per_prompt * (self.responses_per_prompt - 1) // 2
+        if self.pairs_per_prompt is not None and self.pairs_per_prompt > pairs:
+            yield Contradiction(
+                ("pairs_per_prompt", "responses_per_prompt"),
+                f"pairs_per_prompt={self.pairs_per_prompt}, but responses_per_prompt={self.responses_per_prompt} make "
+                f"{pairs} {'pair' if pairs == 1 else 'pairs'}; use pairs_per_prompt={pairs} or less, or more responses",
+            )

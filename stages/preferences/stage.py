@@ -21,6 +21,7 @@ from stages.models.loading import load_causal_lm
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
+from stages.positions import check_prompts
 from stages.preferences.config import PreferencesConfig
 from stages.preferences.ranking import rank_pairs
 from stages.rollouts.contract import RolloutEngine
@@ -70,7 +71,9 @@ def run(
         limits: dict[Split, int | None] = {"train": config.num_prompts, "held_out": config.num_held_out_prompts}
         for split, limit in limits.items():
             records = read_split(inputs["dataset"].path, "prompts", split)
-            pairs, found = _collect(config, records, limit, tokenizer, engine, context, split)
+            pairs, found = _collect(
+                config, records, limit, tokenizer, engine, context, split, shared_base.max_positions
+            )
             write_records(split_path(context.payload_dir, "preferences", split), pairs)
             metrics |= {f"{split}/{name}": value for name, value in found.items()}
     finally:
@@ -102,11 +105,13 @@ def _collect(
     engine: RolloutEngine,
     context: StageContext,
     split: Split,
+    positions: int | None,
 ) -> tuple[list[PreferencePair], dict[str, float]]:
     """Pairs of one split, and what is worth knowing of its responses."""
     encoded = [encode_prompt(tokenizer, record.prompt) for record in records]
     kept, dropped = drop_long(encoded, config.max_prompt_tokens)
     chosen = kept[:limit]
+    check_prompts("preferences", [encoded[row] for row in chosen], config.rollout.max_new_tokens, positions)
     repeated = [row for row in chosen for _ in range(config.responses_per_prompt)]
     episodes: list[Episode] = []
     for start in range(0, len(repeated), config.batch_size):

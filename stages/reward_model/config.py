@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from data.strict import StrictModel
+from data.strict import Flag, StrictModel
 from stages.learning import LearningConfig
 from stages.models.config import ModelConfig
 from stages.rollouts.config import SamplingConfig
@@ -22,7 +22,7 @@ class NormalizationConfig(StrictModel):
     max_prompt_tokens: int = Field(default=512, ge=1)
     """Longer prompts are not used."""
 
-    unit_variance: bool = False
+    unit_variance: Flag = False
     """Also divide by the standard deviation on those responses, so that `kl_coef` means the same across tasks."""
 
 
@@ -33,7 +33,7 @@ class RewardModelConfig(LearningConfig):
     """Another base for the reward model, with its own tuning. Default: the shared `model` section, on which it starts
     from the SFT adapter."""
 
-    learning_rate: float = Field(default=1.0e-4, gt=0)
+    learning_rate: float = Field(default=1.0e-4, gt=0, le=1)
     """Peak learning rate of AdamW. One epoch is the rule: more overfit quickly (Stiennon et al. 2020, section 3.4)."""
 
     center_coefficient: float = Field(default=0.0, ge=0)

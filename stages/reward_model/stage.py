@@ -40,6 +40,7 @@ from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_tokenizer
 from stages.models.tuning import attach_adapter, load_adapter_weights, lora_config, save_adapter
+from stages.positions import check_examples, known_positions
 from stages.reward_model.config import NormalizationConfig, RewardModelConfig
 from stages.reward_model.evaluation import TokenizedPair, evaluate_pairs
 from stages.reward_model.trainer import BradleyTerryTrainer
@@ -89,6 +90,12 @@ def run(
         notes["pad_token"] = _choose_pad(config.model, tokenizer, train + held_out, context)
 
     peft_model = _load_classifier(config, model, tokenizer, sft_folder, context)
+    longest = (
+        len(pair.prompt_ids) + len(response)
+        for pair in train + held_out
+        for response in (pair.chosen_ids, pair.rejected_ids)
+    )
+    check_examples("reward_model", longest, known_positions(peft_model.config))
     trainer = BradleyTerryTrainer(
         label_smoothing=config.label_smoothing,
         center_coefficient=config.center_coefficient,
@@ -210,6 +217,7 @@ def _finish(
         tokenizer,
         [record.prompt for record in read_split(inputs["dataset"].path, "prompts", "train")],
         seed=context.seed,
+        positions=shared_base.max_positions,
     )
     normalization.save(context.payload_dir)
     metrics |= {"normalization/shift": normalization.shift, "normalization/scale": normalization.scale}
@@ -224,15 +232,22 @@ def _normalization(
     prompts: Sequence[Prompt],
     *,
     seed: int,
+    positions: int | None = None,
 ) -> ScoreNormalization:
     """Mean (and deviation) of the raw scores on responses of the SFT policy, whose tokenizer this is."""
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    kept, dropped = drop_long(encoded, config.max_prompt_tokens)
+    longest, limit = (
+        config.max_prompt_tokens,
+        f"reward_model.normalization.max_prompt_tokens={config.max_prompt_tokens}",
+    )
+    if positions is not None and positions - config.sampling.max_new_tokens < longest:
+        longest = positions - config.sampling.max_new_tokens
+        limit = f"{longest} tokens, which the base's {positions} positions leave beside a response"
+    kept, dropped = drop_long(encoded, longest)
     if not kept:
         raise DataError(
-            f"reward_model: all {dropped} prompts are longer than "
-            f"reward_model.normalization.max_prompt_tokens={config.max_prompt_tokens}; the scores are normalised on "
-            f"responses to them: raise that limit"
+            f"reward_model: all {dropped} prompts are longer than {limit}; the scores are normalised on responses to "
+            f"them: raise that limit"
         )
     chosen = kept[: config.num_prompts]
     seeds = row_seeds(seed, len(chosen))

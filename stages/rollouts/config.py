@@ -1,21 +1,23 @@
 """How responses are sampled, and by which engine. Imports pydantic only."""
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from data.strict import StrictModel
+from data.strict import Contradiction, EnvironmentName, Flag, Section, StrictModel, Text, differs
 
 
-class SamplingConfig(StrictModel):
+class SamplingConfig(Section):
     """Sampling without top-k or top-p, so that log-probabilities are those of the sampled distribution."""
 
     max_new_tokens: int = Field(default=64, ge=1)
     """Longest response, in tokens, EOS included."""
 
-    temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits, in sampling and in every log-probability of the stage."""
+    temperature: float = Field(default=1.0, ge=0.01)
+    """Divides the logits, in sampling and in every log-probability of the stage. vLLM samples at 0.01 where less is
+    asked for, and log-probabilities overflow soon below."""
 
 
 class VLLMConfig(StrictModel):
@@ -27,10 +29,10 @@ class VLLMConfig(StrictModel):
     gpu_memory_utilization: float = Field(default=0.35, gt=0, lt=1)
     """Share of the GPU's memory for vLLM: the trainer on the same GPU needs the rest."""
 
-    enforce_eager: bool = True
+    enforce_eager: Flag = True
     """No CUDA graphs. Starts faster and takes less memory."""
 
-    prefix_caching: bool = False
+    prefix_caching: Flag = False
     """Keep key-value blocks of equal beginnings of prompts. Pays where a prompt has several responses."""
 
     base_weights: Literal["trainer", "original"] = "trainer"
@@ -47,10 +49,10 @@ class VLLMServerConfig(StrictModel):
     """Of a server that runs already, `http://host:8000`. It has to be started with
     `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE --enable-lora --logprobs-mode processed_logprobs`."""
 
-    api_key_env: str = Field(default="VLLM_API_KEY", min_length=1)
+    api_key_env: EnvironmentName = "VLLM_API_KEY"
     """Environment variable that holds the server's API key. The key itself never enters a configuration."""
 
-    adapter_dir: str | None = None
+    adapter_dir: Text | None = None
     """Folder for adapters that the server can read under the same path. Default: RAM-backed storage of this machine."""
 
     startup_timeout_seconds: float = Field(default=600.0, gt=0)
@@ -100,6 +102,23 @@ class RolloutConfig(SamplingConfig):
 
     importance_cap: float = Field(default=2.0, gt=1.0)
     """Upper bound of the importance weights."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Settings of an engine that does not run."""
+        server = [f"server.{name}" for name in VLLMServerConfig.model_fields if differs(self.server, name)]
+        if server and self.engine != "vllm_server":
+            yield Contradiction(
+                (*server, "engine"),
+                f"{', '.join(server)} {'is' if len(server) == 1 else 'are'} set, but engine={self.engine} speaks to no "
+                f"server; remove `server`, or use `engine: vllm_server`",
+            )
+        vllm = [f"vllm.{name}" for name in VLLMConfig.model_fields if differs(self.vllm, name)]
+        if vllm and self.engine == "hf":
+            yield Contradiction(
+                (*vllm, "engine"),
+                f"{', '.join(vllm)} {'is' if len(vllm) == 1 else 'are'} set, but engine=hf starts no vLLM; remove "
+                f"`vllm`, or use `engine: vllm`",
+            )
 
     @property
     def correction(self) -> tuple[Literal["token", "sequence"], Literal["truncate", "mask"]] | None:

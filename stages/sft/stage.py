@@ -30,6 +30,7 @@ from stages.models.loading import embedding_rows, load_base_config, load_causal_
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_tokenizer
 from stages.models.tuning import attach_adapter, lora_config, save_adapter
+from stages.positions import check_examples, known_positions
 from stages.sft.config import SFTConfig
 from stages.trainer_faults import run_trainer
 
@@ -67,6 +68,7 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
             f"one has to fit: raise `sft.max_length`"
         )
     language_model = load_causal_lm(base, model, context.device)
+    check_examples("sft", (len(row["input_ids"]) for row in train + held_out), known_positions(language_model.config))
     used = {token for row in train + held_out for token in row["input_ids"]}
     pad = choose_pad_token(tokenizer, embedding_rows(language_model), used)
     different = count_tokenization_differences(

@@ -128,8 +128,12 @@ CASES = [
     ),
     Case(
         "qlora without quantisation",
-        ("model.tuning.method=qlora", "model.quantization=none"),
-        "c.yaml: model: `tuning.method: qlora` needs `quantization: nf4`; drop one of the two",
+        (
+            "model.tuning.method=qlora",
+            "model.quantization=none",
+        ),
+        "--set model.tuning.method=qlora --set model.quantization=none: model: `tuning.method: qlora` "
+        "needs `quantization: nf4`; drop one of the two",
     ),
     Case(
         "a revision that is a number",
@@ -152,12 +156,20 @@ CASES = [
     Case(
         "path and hub at once",
         ("data.demonstrations.hub=org/x",),
-        "c.yaml: data.demonstrations: give exactly one of `path` (file, folder or glob) and `hub` (data set id)",
+        "--set data.demonstrations.hub=org/x: data.demonstrations: give exactly one of `path` (file, "
+        "folder or glob) and `hub` (data set id)",
     ),
     Case(
         "neither demonstrations nor preferences",
-        ("data.demonstrations=null", "data.preferences=null"),
-        "c.yaml: data: neither `demonstrations` nor `preferences` is given; SFT needs one of the two",
+        (
+            "data.demonstrations=null",
+            "data.preferences=null",
+        ),
+        "--set data.demonstrations=null --set data.preferences=null: data: neither `demonstrations` nor "
+        "`preferences` is given; SFT needs one of the two\n"
+        "--set data.preferences=null: reward_model: there are no preferences to train on; give "
+        "`data.preferences`, switch on the stage that makes them (`preferences: {}`), or set "
+        "`reward_model: null`",
     ),
     Case(
         "a source that is a number",
@@ -221,15 +233,23 @@ CASES = [
     ),
     Case(
         "a batch that accumulation does not divide",
-        ("sft.batch_size=10", "sft.microbatch_size=4"),
-        "c.yaml: sft.batch_size=10 is not divisible by sft.microbatch_size=4 x launch.num_processes=1 = "
-        "4; use sft.batch_size=8 or 12, or another microbatch_size",
+        (
+            "sft.batch_size=10",
+            "sft.microbatch_size=4",
+        ),
+        "--set sft.batch_size=10 --set sft.microbatch_size=4: sft.batch_size=10 is not divisible by "
+        "sft.microbatch_size=4 x launch.num_processes=1 = 4; use sft.batch_size=8 or 12, or another "
+        "microbatch_size",
     ),
     Case(
         "a microbatch larger than the batch",
-        ("sft.microbatch_size=64", "sft.batch_size=32"),
-        "c.yaml: sft.batch_size=32 is not divisible by sft.microbatch_size=64 x launch.num_processes=1 = "
-        "64; use sft.batch_size=64 or 128, or another microbatch_size",
+        (
+            "sft.microbatch_size=64",
+            "sft.batch_size=32",
+        ),
+        "--set sft.microbatch_size=64 --set sft.batch_size=32: sft.batch_size=32 is not divisible by "
+        "sft.microbatch_size=64 x launch.num_processes=1 = 64; use sft.batch_size=64 or 128, or another "
+        "microbatch_size",
     ),
     Case(
         "sequences of one token",
@@ -264,7 +284,7 @@ CASES = [
     Case(
         "PPO without a reward model",
         ("reward_model=null",),
-        "c.yaml: ppo: needs the reward model that `reward_model: null` switches off; set `ppo: null`",
+        "--set reward_model=null: ppo: needs the reward model that `reward_model: null` switches off; set `ppo: null`",
     ),
     Case(
         "label smoothing beyond one half",
@@ -280,21 +300,26 @@ CASES = [
     ),
     Case(
         "a reward model batch that accumulation does not divide",
-        ("reward_model.batch_size=6", "reward_model.microbatch_size=4"),
-        "c.yaml: reward_model.batch_size=6 is not divisible by reward_model.microbatch_size=4 x "
-        "launch.num_processes=1 = 4; use reward_model.batch_size=4 or 8, or another microbatch_size",
+        (
+            "reward_model.batch_size=6",
+            "reward_model.microbatch_size=4",
+        ),
+        "--set reward_model.batch_size=6 --set reward_model.microbatch_size=4: reward_model.batch_size=6 "
+        "is not divisible by reward_model.microbatch_size=4 x launch.num_processes=1 = 4; use "
+        "reward_model.batch_size=4 or 8, or another microbatch_size",
     ),
     Case(
         "preferences from two places",
         ("preferences={}",),
-        "c.yaml: preferences: both `data.preferences` and the `preferences` stage would feed the reward "
-        "model; drop one of the two",
+        "--set preferences={}: preferences: both `data.preferences` and the `preferences` stage would "
+        "feed the reward model; drop one of the two",
     ),
     Case(
         "preferences from nowhere",
         ("data.preferences=null",),
-        "c.yaml: reward_model: there are no preferences to train on; give `data.preferences`, switch on "
-        "the stage that makes them (`preferences: {}`), or set `reward_model: null`",
+        "--set data.preferences=null: reward_model: there are no preferences to train on; give "
+        "`data.preferences`, switch on the stage that makes them (`preferences: {}`), or set "
+        "`reward_model: null`",
     ),
     Case(
         "one response to compare",
@@ -311,14 +336,18 @@ CASES = [
     Case(
         "the reward model on the shared base twice",
         ("reward_model.model={base: ./base}",),
-        "c.yaml: reward_model.model: it is the same as `model`, which would be loaded a second time; a "
-        "base of its own has to differ: leave it out, and the reward model starts from SFT on the shared "
-        "base",
+        "--set reward_model.model={base: ./base}: reward_model.model: it is the same as `model`, which "
+        "would be loaded a second time; a base of its own has to differ: leave it out, and the reward "
+        "model starts from SFT on the shared base",
     ),
     Case(
         "a critic from a reward model on another base",
-        ("reward_model.model={base: ./other}", "ppo.critic_init=reward_model"),
-        "c.yaml: ppo.critic_init=reward_model, but `reward_model.model` gives the reward model another "
-        "base, whose adapter and head fit no critic here; use `ppo.critic_init: zero` or `auto`",
+        (
+            "reward_model.model={base: ./other}",
+            "ppo.critic_init=reward_model",
+        ),
+        "--set reward_model.model={base: ./other} --set ppo.critic_init=reward_model: "
+        "ppo.critic_init=reward_model, but `reward_model.model` gives the reward model another base, "
+        "whose adapter and head fit no critic here; use `ppo.critic_init: zero` or `auto`",
     ),
 ]

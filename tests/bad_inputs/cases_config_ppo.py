@@ -6,29 +6,42 @@ CASES = [
     Case(
         "a PPO batch that minibatches do not divide",
         ("ppo.batch_size=100",),
-        "c.yaml: ppo: batch_size=100 is not divisible by minibatch_size=32; use minibatch_size=20, 25, 50",
+        "--set ppo.batch_size=100: ppo: batch_size=100 is not divisible by minibatch_size=32; use "
+        "minibatch_size=20, 25, 50",
     ),
     Case(
         "a minibatch that microbatches do not divide",
-        ("ppo.minibatch_size=16", "ppo.microbatch_size=6"),
-        "c.yaml: ppo: minibatch_size=16 is not divisible by microbatch_size=6; use microbatch_size=2, 4, 8",
+        (
+            "ppo.minibatch_size=16",
+            "ppo.microbatch_size=6",
+        ),
+        "--set ppo.minibatch_size=16 --set ppo.microbatch_size=6: ppo: minibatch_size=16 is not divisible"
+        " by microbatch_size=6; use microbatch_size=2, 4, 8",
     ),
     Case(
         "groups that do not divide the batch",
-        ("ppo.advantage_estimator=grpo", "ppo.responses_per_prompt=3"),
-        "c.yaml: ppo: batch_size=64 is not divisible by responses_per_prompt=3; use responses_per_prompt=1, 2, 4",
+        (
+            "ppo.advantage_estimator=grpo",
+            "ppo.responses_per_prompt=3",
+        ),
+        "--set ppo.responses_per_prompt=3: ppo: batch_size=64 is not divisible by responses_per_prompt=3;"
+        " use responses_per_prompt=1, 2, 4",
     ),
     Case(
         "groups of one response",
         ("ppo.advantage_estimator=rloo",),
-        "c.yaml: ppo: advantage_estimator=rloo compares the responses to one prompt, but "
-        "responses_per_prompt=1; use responses_per_prompt=2 or more (4 is usual)",
+        "--set ppo.advantage_estimator=rloo: ppo: advantage_estimator=rloo compares the responses to one "
+        "prompt, but responses_per_prompt=1; use responses_per_prompt=2 or more (4 is usual)",
     ),
     Case(
         "a setting of the critic without a critic",
-        ("ppo.advantage_estimator=rloo", "ppo.responses_per_prompt=4", "ppo.gae_lambda=0.9"),
-        "c.yaml: ppo: gae_lambda is set, but advantage_estimator=rloo does not use it; remove gae_lambda, "
-        "or use advantage_estimator=gae",
+        (
+            "ppo.advantage_estimator=rloo",
+            "ppo.responses_per_prompt=4",
+            "ppo.gae_lambda=0.9",
+        ),
+        "--set ppo.advantage_estimator=rloo --set ppo.gae_lambda=0.9: ppo: gae_lambda is set, but "
+        "advantage_estimator=rloo does not use it; remove gae_lambda, or use advantage_estimator=gae",
     ),
     Case(
         "a clip range of 1 and more",
@@ -72,9 +85,13 @@ CASES = [
     ),
     Case(
         "two ways to treat a missing EOS",
-        ("ppo.missing_eos_score=-1", "ppo.missing_eos_penalty=1"),
-        "c.yaml: ppo: missing_eos_score and missing_eos_penalty are both set; a missing EOS is either "
-        "replaced or penalised: drop one of the two",
+        (
+            "ppo.missing_eos_score=-1",
+            "ppo.missing_eos_penalty=1",
+        ),
+        "--set ppo.missing_eos_score=-1 --set ppo.missing_eos_penalty=1: ppo: missing_eos_score and "
+        "missing_eos_penalty are both set; a missing EOS is either replaced or penalised: drop one of the"
+        " two",
     ),
     Case(
         "a score that is a word",
@@ -85,8 +102,9 @@ CASES = [
     Case(
         "a trunk to cache where there is none",
         ("ppo.cache_trunk=true",),
-        "c.yaml: ppo.cache_trunk=true, but `model.tuning.layers` is not set: adapters on all blocks leave "
-        "no trunk to cache; set `model.tuning.layers: {last: N}`, or `ppo.cache_trunk: auto`",
+        "--set ppo.cache_trunk=true: ppo.cache_trunk=true, but `model.tuning.layers` is not set: adapters"
+        " on all blocks leave no trunk to cache; set `model.tuning.layers: {last: N}`, or "
+        "`ppo.cache_trunk: auto`",
     ),
     Case(
         "a cache that is a number",
@@ -103,7 +121,7 @@ CASES = [
     Case(
         "temperature 0",
         ("ppo.rollout.temperature=0",),
-        "--set ppo.rollout.temperature=0: ppo.rollout.temperature: found 0, must be greater than 0; "
+        "--set ppo.rollout.temperature=0: ppo.rollout.temperature: found 0, must be at least 0.01; "
         "correct it, or leave it out for the default 1.0",
     ),
     Case(
@@ -176,7 +194,7 @@ CASES = [
     Case(
         "an evaluation of a PPO that is off",
         ("ppo=null",),
-        "c.yaml: evaluation: compares PPO with SFT, but `ppo: null` switches PPO off; set `evaluation: null`",
+        "--set ppo=null: evaluation: compares PPO with SFT, but `ppo: null` switches PPO off; set `evaluation: null`",
     ),
     Case(
         "an evaluation on no prompt",
@@ -217,13 +235,23 @@ CASES = [
     Case(
         "two processes without a launcher",
         ("launch.num_processes=2",),
-        "c.yaml: launch.num_processes=2 needs `launch.mode: accelerate` or `deepspeed`, not `process`",
+        "--set launch.num_processes=2: launch: num_processes=2 needs `launch.mode: accelerate` or "
+        "`deepspeed`, not `process`",
     ),
     Case(
         "ranks that do not divide a batch",
-        ("launch.mode=accelerate", "launch.num_processes=3"),
-        "c.yaml: sft.batch_size=32 is not divisible by sft.microbatch_size=8 x launch.num_processes=3 = "
-        "24; use sft.batch_size=24 or 48, or another microbatch_size",
+        (
+            "launch.mode=accelerate",
+            "launch.num_processes=3",
+        ),
+        "--set launch.num_processes=3: sft.batch_size=32 is not divisible by sft.microbatch_size=8 x "
+        "launch.num_processes=3 = 24; use sft.batch_size=24 or 48, or another microbatch_size\n"
+        "--set launch.num_processes=3: reward_model.batch_size=32 is not divisible by "
+        "reward_model.microbatch_size=8 x launch.num_processes=3 = 24; use reward_model.batch_size=24 or "
+        "48, or another microbatch_size\n"
+        "--set launch.num_processes=3: ppo.minibatch_size=32 is not divisible by ppo.microbatch_size=8 x "
+        "launch.num_processes=3 = 24; use ppo.minibatch_size=24 or 48 (and a ppo.batch_size that it "
+        "divides, not 64), or another microbatch_size",
     ),
     Case(
         "a ZeRO stage that does not exist",
@@ -297,6 +325,6 @@ CASES = [
     Case(
         "a key below a value",
         ("seed.x=1",),
-        "c.yaml: seed: found {'x': 1}, must be a whole number; correct it, or leave it out for the default 0",
+        "--set seed.x=1: seed: found {'x': 1}, must be a whole number; correct it, or leave it out for the default 0",
     ),
 ]

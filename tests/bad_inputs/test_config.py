@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from pipeline.cli import main
-from tests.bad_inputs import cases_config_models, cases_config_ppo
+from tests.bad_inputs import cases_config_models, cases_config_ppo, cases_config_relations
 from tests.bad_inputs.config_case import Case
 from tests.bad_inputs.test_data import MAX_PER_TEMPLATE, template
 
-CASES: list[Case] = [*cases_config_models.CASES, *cases_config_ppo.CASES]
+CASES: list[Case] = [*cases_config_models.CASES, *cases_config_ppo.CASES, *cases_config_relations.CASES]
 RIGHT = {
     "model": {"base": "./base"},
     "data": {"demonstrations": {"path": "d.jsonl"}, "preferences": {"path": "p.jsonl"}},
@@ -44,7 +44,7 @@ FILES: dict[str, tuple[bytes, str]] = {
         "c.yaml: its aliases unfold to more than 100000 values; write out",
     ),
     "lists in lists": (DEEP, "c.yaml: nested too deeply; a few levels are needed; correct the YAML there"),
-    "a date that is none": (b"seed: 2026-13-45\n", "c.yaml: a value cannot be read (month must be in 1..12); a plain"),
+    "a date": (b"seed: 2026-13-45\n", "c.yaml: seed: found '2026-13-45', must be a whole number; correct it, or leave"),
     "a number of 5000 digits": (b"seed: " + b"1" * 5000 + b"\n", "c.yaml: a value cannot be read (Exceeds the limit"),
     "a byte of zero": (b"seed: \0\n", "c.yaml: unacceptable character #x0000: special characters are not allowed"),
 }
@@ -92,7 +92,7 @@ def test_no_message_serves_for_more_than_eight_configurations(folder: Path) -> N
 
 
 def test_every_case_is_another(folder: Path) -> None:
-    assert len({case.name for case in CASES}) == len({case.options for case in CASES}) == len(CASES) >= 100
+    assert len({case.name for case in CASES}) == len({case.options for case in CASES}) == len(CASES) >= 155
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -119,6 +119,34 @@ def test_a_file_that_is_no_configuration_is_refused(
 def test_a_path_that_is_no_file(path: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", path]) == 2
     assert capsys.readouterr().err.strip() == said
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_blank_output_folder_on_the_command_line(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "c.yaml", "--output-dir", " "])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"rlhf {command}: error: argument --output-dir: found ' ', which is blank; the path of a folder is needed; "
+        f"name one"
+    )
+
+
+def test_what_the_base_is_too_small_for_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "base").mkdir()
+    sizes = {"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": 64}
+    (folder / "base" / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
+    options = ["--set", "model.tuning.layers.last=3", "--set", "evaluation.rollout.max_new_tokens=16"]
+    options += ["--set", "reward_model.normalization.sampling.max_new_tokens=16"]
+    assert main(["validate", "c.yaml", *options]) == 2
+    assert capsys.readouterr().err.strip().split("\n") == [
+        "model.tuning.layers.last=3, but './base' has 2 blocks; at most that many can carry adapters; use "
+        "`layers: {last: 2}` or less, or leave `layers` out for all",
+        "ppo.rollout.max_new_tokens=64, but './base' knows 64 positions for prompt and response together; a prompt "
+        "needs some of them; lower ppo.rollout.max_new_tokens to less than 64",
+    ]
 
 
 def test_a_batch_beyond_all_memory_is_answered_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

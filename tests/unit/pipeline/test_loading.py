@@ -70,20 +70,24 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         (
             ["ppo.batch_size=100"],
-            "c.yaml: ppo: batch_size=100 is not divisible by minibatch_size=32; use minibatch_size=20, 25, 50",
+            "--set ppo.batch_size=100: ppo: batch_size=100 is not divisible by minibatch_size=32; "
+            "use minibatch_size=20, 25, 50",
         ),
         (
             ["reward_model=null"],
-            "c.yaml: ppo: needs the reward model that `reward_model: null` switches off; set `ppo: null`",
+            "--set reward_model=null: ppo: needs the reward model that `reward_model: null` switches off; "
+            "set `ppo: null`",
         ),
         (
             ["reward_model.model.base=some/model"],
-            "c.yaml: reward_model.model: it is the same as `model`, which would be loaded a second time; a base of its "
+            "--set reward_model.model.base=some/model: reward_model.model: it is the same as "
+            "`model`, which would be loaded a second time; a base of its "
             "own has to differ: leave it out, and the reward model starts from SFT on the shared base",
         ),
         (
             ["ppo.cache_trunk=true"],
-            "c.yaml: ppo.cache_trunk=true, but `model.tuning.layers` is not set: adapters on all blocks leave no trunk "
+            "--set ppo.cache_trunk=true: ppo.cache_trunk=true, but "
+            "`model.tuning.layers` is not set: adapters on all blocks leave no trunk "
             "to cache; set `model.tuning.layers: {last: N}`, or `ppo.cache_trunk: auto`",
         ),
         (

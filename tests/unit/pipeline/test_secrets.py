@@ -48,8 +48,15 @@ def test_a_secret_in_the_configuration_ends_with_code_2_and_is_not_repeated(
 
 
 def test_the_same_configuration_without_secrets_is_taken(config: Path) -> None:
-    options = ["ppo.rollout.server.address=http://host:8000", "ppo.rollout.server.api_key_env=MY_API_KEY"]
+    server = "{address: 'http://host:8000', api_key_env: MY_API_KEY}"
+    options = ["ppo.rollout.engine=vllm_server", f"ppo.rollout.server={server}"]
     assert load_config(config, options).ppo is not None
+
+
+@pytest.mark.parametrize("value", ["5", "5e-1"])
+def test_a_number_of_tokens_is_no_secret(config: Path, value: str) -> None:
+    ppo = load_config(config, [f"ppo.max_kl_per_token={value}"]).ppo
+    assert ppo is not None and ppo.max_kl_per_token == float(value)
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:pathlib.Path.touch", "!!python/object/apply:os.mkdir"])

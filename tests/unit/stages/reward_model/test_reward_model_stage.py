@@ -103,6 +103,9 @@ def test_checklist_12_normalised_scores_have_mean_zero_on_those_responses(
     assert found.shift == pytest.approx(saved.shift, abs=1e-5)
     assert rm_run.manifest["metrics"]["normalization/shift"] == saved.shift != 0.0
     assert saved.scale == rm_run.manifest["metrics"]["normalization/scale"] == 1.0
+    reward = LearnedReward(raw)
+    with pytest.raises(DataError, match=r"longer than 1 tokens, which the base's 7 positions leave beside a response"):
+        rm_stage._normalization(config, reward, engine, tokenizer, prompts, seed=0, positions=7)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts[:24]]
     rollouts = engine.generate(encoded, SamplingConfig(max_new_tokens=6), seeds=row_seeds(rm_run.spec.seed, 24))
     _, normalised, _ = _loaded(rm_run, found)
