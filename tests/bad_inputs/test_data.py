@@ -1,4 +1,4 @@
-"""Data at fault: exit code 2 within five seconds, before anything is trained, with a message of three parts."""
+"""Data at fault: exit code 2, before anything is trained, with a message of three parts."""
 
 import json
 import re
