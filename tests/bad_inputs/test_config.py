@@ -8,11 +8,13 @@ import pytest
 import yaml
 
 from pipeline.cli import main
-from tests.bad_inputs import cases_config_models, cases_config_ppo, cases_config_relations
+from tests.bad_inputs import cases_config_models, cases_config_ppo, cases_config_relations, cases_config_sections
 from tests.bad_inputs.config_case import Case
 from tests.bad_inputs.test_data import MAX_PER_TEMPLATE, template
 
-CASES: list[Case] = [*cases_config_models.CASES, *cases_config_ppo.CASES, *cases_config_relations.CASES]
+CASES: list[Case] = [
+    *cases_config_models.CASES, *cases_config_ppo.CASES, *cases_config_relations.CASES, *cases_config_sections.CASES
+]  # fmt: skip
 RIGHT = {
     "model": {"base": "./base"},
     "data": {"demonstrations": {"path": "d.jsonl"}, "preferences": {"path": "p.jsonl"}},
