@@ -54,7 +54,7 @@ def _size(model: ModelConfig, config_dir: Path | None, *names: str) -> int | Non
         return None
     try:
         values: Any = json.loads((local_folder(model.base, config_dir) / "config.json").read_text(encoding="utf-8"))
-    except (ModelError, OSError, ValueError):
+    except (ModelError, OSError, ValueError, RecursionError):
         return None
     if isinstance(values, dict) and isinstance(values.get("text_config"), dict):
         values = values["text_config"]

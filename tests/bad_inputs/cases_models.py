@@ -82,9 +82,9 @@ PLACES = [
     ModelCase(
         "a revision of a folder",
         nothing,
-        "model.revision='main' is set but model.base='./base' is no hub id. A revision names a commit of a hub "
+        "model.revision='main' is set but model.base='base' is no hub id. A revision names a commit of a hub "
         "repository. Remove model.revision.",
-        {"revision": "main"},
+        {"base": "base", "revision": "main"},
     ),
     ModelCase(
         "an unknown package",

@@ -169,7 +169,7 @@ print(main(["run", "configs/smoke.yaml", "--set", "model.base=" + sys.argv[1], "
     said = on_a_small_disk(tmp_path / "disk", 100_000, program)
     assert "Traceback" not in said
     assert said.splitlines()[-1] == "2"
-    assert "output_dir: cannot make a folder in" in said and "--output-dir DIR" in said
+    assert "cannot be written; a folder that this user may write is needed" in said and "--output-dir DIR" in said
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])

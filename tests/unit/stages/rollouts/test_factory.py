@@ -31,7 +31,7 @@ def test_hf_is_built_and_auto_is_refused(folders: FoldersOf, tmp_path: Path) -> 
         ("vllm", "nf4", "trainer", True),
         ("vllm", "nf4", "original", False),
         ("vllm", "none", "original", True),
-        ("hf", "nf4", "original", True),
+        ("hf", "nf4", "trainer", True),
     ],
 )
 def test_only_the_original_weights_beside_nf4_are_others(
