@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from data.schema import Kind
-from data.strict import Contradiction, Section, StrictModel, Text, differs
+from data.strict import Contradiction, Printable, Section, StrictModel, Text, differs
 
 RecordFormat = Literal["auto", "instruction", "prompt_response", "text", "messages", "preference", "hh", "prompt"]
 
@@ -25,7 +25,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
 class SourceConfig(Section):
     """One source of rows: a file, folder or glob on this machine, or a data set of the hub."""
 
-    path: str | None = None
+    path: Printable | None = None
     """File, folder or glob. Relative paths are looked up from the working folder, then beside the
     configuration. `samples:NAME` is one of the shipped files in `data/samples`."""
 

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, ValidationInfo, model_validator
 
+_MOST_BYTES = 255
+"""Of a file's name, on the file systems in use."""
+
 LATER: Final[Mapping[str, str]] = {"contradictions": "later"}
 """Context of a validation that looks at each value alone: the caller then asks for `all_contradictions`."""
 
@@ -71,13 +74,36 @@ def all_contradictions(section: BaseModel, *above: str) -> Iterator[tuple[tuple[
 def _has_words(text: str) -> str:
     if not text.strip():
         raise ValueError(f"found {text!r}, which is blank; text that can be seen is needed; write it out")
+    return text
+
+
+def _has_no_zero(text: str) -> str:
     if "\0" in text:
         raise ValueError(f"found {text!r}, which holds a zero byte; text that can be printed is needed; take it out")
     return text
 
 
-Text = Annotated[str, AfterValidator(_has_words)]
+Printable = Annotated[str, AfterValidator(_has_no_zero)]
+"""Text that the system takes as part of a path or an address."""
+
+Text = Annotated[Printable, AfterValidator(_has_words)]
 """Text that is not blank: a name, a path, an address."""
+
+
+def _has_short_names(path: str) -> str:
+    longest = max(len(name.encode(errors="replace")) for name in path.split("/"))
+    if longest > _MOST_BYTES:
+        raise ValueError(
+            f"found a name of {longest} bytes in the path; file systems take {_MOST_BYTES} at most; shorten it"
+        )
+    return path
+
+
+ShortNames = Annotated[Printable, AfterValidator(_has_short_names)]
+"""Text with a path in it."""
+
+PathText = Annotated[ShortNames, AfterValidator(_has_words)]
+"""Path of a file or folder, or what may be one."""
 
 Flag = Annotated[bool, Strict()]
 """`true` or `false`; pydantic alone would take the texts `yes` and `on`, and 1, for `true`."""

@@ -184,6 +184,13 @@ def _folder(path: str) -> str:
     """A path that is not blank: an empty one would be the working folder, which nobody means by a variable unset."""
     if not path.strip():
         raise argparse.ArgumentTypeError(f"found {path!r}, which is blank; the path of a folder is needed; name one")
+    try:
+        Path(path).expanduser().exists()
+    except (RuntimeError, OSError) as error:  # the home of a user who is not there; a name too long
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise argparse.ArgumentTypeError(
+            f"found {path[:60]!r}, which cannot be looked up ({reason}); the path of a folder is needed; name another"
+        ) from error
     return path
 
 

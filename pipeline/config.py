@@ -8,7 +8,7 @@ from pydantic import Field
 
 from data.config import FORMATS_BY_KIND, DataConfig, SourceConfig, wrong_format
 from data.schema import KINDS
-from data.strict import Contradiction, Section, StrictModel, Text, differs
+from data.strict import Contradiction, PathText, Section, StrictModel, Text, differs
 from stages.contract import STAGE_NAMES, StageName
 from stages.evaluation.config import EvaluationConfig
 from stages.models.config import ModelConfig
@@ -103,7 +103,7 @@ class PipelineConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Every random state of every stage derives from it; numpy takes 32 bits."""
 
-    output_dir: Text = "outputs"
+    output_dir: PathText = "outputs"
     """Folder of runs and of the store that they share."""
 
     model: ModelConfig

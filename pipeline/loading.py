@@ -123,6 +123,7 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
     Raises:
         ConfigError: A device or an engine is asked for that is not there.
     """
+    _check_homes(config.model_dump(mode="json"))
     device = _resolve_device(config.launch.device)
     changes: dict[str, Any] = {
         "launch": config.launch.model_copy(update={"device": device}),
@@ -149,6 +150,27 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
     if problems := [contradiction.text for contradiction in resolved.contradictions()]:
         raise ConfigError("\n".join(problems))
     return resolved
+
+
+_PATHS = ("output_dir", "base", "chat_template", "source", "members", "adapter_dir")
+
+
+def _check_homes(values: Any, key: str = "") -> None:
+    """Refuse a path in the home of a user whom this machine does not know."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _check_homes(value, f"{key}.{name}" if key else name)
+    elif isinstance(values, list):
+        for value in values:
+            _check_homes(value, key)
+    elif isinstance(values, str) and values.startswith("~") and key.rpartition(".")[2] in _PATHS:
+        try:
+            Path(values).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{key}: found {values!r}, but this machine knows no home of that user; a path that can be found is "
+                f"needed; write it out"
+            ) from error
 
 
 def gpu_is_visible() -> bool:

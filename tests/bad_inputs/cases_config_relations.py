@@ -1,4 +1,4 @@
-"""Configurations that contradict themselves, and values that would be taken for others. Each with the whole message."""
+"""Configurations that contradict themselves. Each with the whole message."""
 
 from tests.bad_inputs.config_case import Case
 
@@ -28,18 +28,6 @@ CASES = [
         "--set data.preferences.config=harmless-base: data.preferences: config=harmless-base is set "
         "beside `path`, but only data sets of the hub have a config; remove it, or name the data set by "
         "`hub`",
-    ),
-    Case(
-        "a source with an empty path",
-        ("data.demonstrations.path=''",),
-        "--set data.demonstrations.path='': data.demonstrations: `path` is empty; name a file, folder or "
-        "glob (`.` is the working folder)",
-    ),
-    Case(
-        "a hub id of three parts",
-        ("data.demonstrations={hub: a/b/c}",),
-        "--set data.demonstrations={hub: a/b/c}: data.demonstrations: `hub: a/b/c` is no id like "
-        "`owner/name`; set `path` for files on this machine",
     ),
     Case(
         "two columns from one",
@@ -102,106 +90,183 @@ CASES = [
         "q_proj more than once, but a module carries one adapter; name each once",
     ),
     Case(
-        "a module without a name",
-        ("model.tuning.target_modules=[q_proj, ' ']",),
-        "--set model.tuning.target_modules=[q_proj, ' ']: model.tuning.target_modules.1: found ' ', which"
-        " is blank; text that can be seen is needed; write it out",
+        "validations on nothing",
+        (
+            "data.demonstrations.held_out=0",
+            "sft.eval_every_steps=5",
+        ),
+        "--set data.demonstrations.held_out=0 --set sft.eval_every_steps=5: sft.eval_every_steps=5, but "
+        "data.demonstrations.held_out=0 leaves nothing to validate on; hold a share out, or remove "
+        "sft.eval_every_steps",
     ),
     Case(
-        "yes for true",
-        ("model.tuning.rslora=yes",),
-        "--set model.tuning.rslora=yes: model.tuning.rslora: found 'yes', must be true or false; correct "
-        "it, or leave it out for the default false",
-    ),
-    Case(
-        "the text yes for true",
-        ("model.tuning.rslora='yes'",),
-        "--set model.tuning.rslora='yes': model.tuning.rslora: found 'yes', must be true or false; "
-        "correct it, or leave it out for the default false",
-    ),
-    Case(
-        "1 for true",
-        ("model.tuning.rslora=1",),
-        "--set model.tuning.rslora=1: model.tuning.rslora: found 1, must be true or false; correct it, or"
-        " leave it out for the default false",
-    ),
-    Case(
-        "on for true",
-        ("sft.gradient_checkpointing=on",),
-        "--set sft.gradient_checkpointing=on: sft.gradient_checkpointing: found 'on', must be true or "
-        "false; correct it, or leave it out for the default false",
-    ),
-    Case(
-        "off for false",
+        "more pairs than the responses make",
         (
             "data.preferences=null",
-            "preferences={only_finished: off}",
+            "preferences={responses_per_prompt: 2, pairs_per_prompt: 5}",
         ),
-        "--set preferences={only_finished: off}: preferences.only_finished: found 'off', must be true or "
-        "false; correct it, or leave it out for the default true",
+        "--set preferences={responses_per_prompt: 2, pairs_per_prompt: 5}: preferences: "
+        "pairs_per_prompt=5, but responses_per_prompt=2 make 1 pair; use pairs_per_prompt=1 or less, or "
+        "more responses",
     ),
     Case(
-        "a blank output folder",
-        ("output_dir='  '",),
-        "--set output_dir='  ': output_dir: found '  ', which is blank; text that can be seen is needed; write it out",
+        "more pairs than four responses make",
+        (
+            "data.preferences=null",
+            "preferences.pairs_per_prompt=7",
+        ),
+        "--set preferences.pairs_per_prompt=7: preferences: pairs_per_prompt=7, but "
+        "responses_per_prompt=4 make 6 pairs; use pairs_per_prompt=6 or less, or more responses",
     ),
     Case(
-        "a blank base",
-        ("model.base=' '",),
-        "--set model.base=' ': model.base: found ' ', which is blank; text that can be seen is needed; write it out",
+        "an adaptive KL that starts at 0",
+        (
+            "ppo.kl_coef=0",
+            "ppo.kl_controller={type: adaptive, target: 6}",
+        ),
+        "--set ppo.kl_coef=0 --set ppo.kl_controller={type: adaptive, target: 6}: ppo: kl_coef=0 stays 0 "
+        "under kl_controller.type=adaptive, which multiplies it; use a kl_coef above 0 to start from, or "
+        "`kl_controller: {type: fixed}`",
     ),
     Case(
-        "a blank chat template",
-        ("model.chat_template=''",),
-        "--set model.chat_template='': model.chat_template: found '', which is blank; text that can be "
-        "seen is needed; write it out",
+        "a discount that the estimator does not use",
+        (
+            "ppo.advantage_estimator=rloo",
+            "ppo.responses_per_prompt=4",
+            "ppo.gamma=0.9",
+        ),
+        "--set ppo.advantage_estimator=rloo --set ppo.gamma=0.9: ppo: gamma is set, but "
+        "advantage_estimator=rloo does not use it; remove gamma, or use advantage_estimator=gae",
     ),
     Case(
-        "a blank project",
-        ("tracking.project='  '",),
-        "--set tracking.project='  ': tracking.project: found '  ', which is blank; text that can be seen"
-        " is needed; write it out",
+        "a reward and an ensemble",
+        (
+            "ppo.reward={type: vader}",
+            "ppo.reward_ensemble={members: [other]}",
+        ),
+        "--set ppo.reward={type: vader} --set ppo.reward_ensemble={members: [other]}: ppo: reward and "
+        "reward_ensemble are both set, but `reward` judges in place of all reward models: drop one of the"
+        " two",
     ),
     Case(
-        "a blank column",
-        ("data.demonstrations.columns={prompt: ' '}",),
-        "--set data.demonstrations.columns={prompt: ' '}: data.demonstrations.columns.prompt: found ' ', "
-        "which is blank; text that can be seen is needed; write it out",
+        "a critic from a reward model that does not judge",
+        (
+            "ppo.reward={type: vader}",
+            "ppo.critic_init=reward_model",
+        ),
+        "--set ppo.reward={type: vader} --set ppo.critic_init=reward_model: ppo: "
+        "critic_init=reward_model, but `reward` judges in place of the reward model and in other units; "
+        "use `critic_init: zero` or `auto`",
     ),
     Case(
-        "a zero byte in a path",
-        ('output_dir="runs\\0"',),
-        "--set output_dir=\"runs\\0\": output_dir: found 'runs\\x00', which holds a zero byte; text that can "
-        "be printed is needed; take it out",
+        "the same opinion twice",
+        ("ppo.reward_ensemble={members: [one, two, one]}",),
+        "--set ppo.reward_ensemble={members: [one, two, one]}: ppo.reward_ensemble: members names one "
+        "more than once, but what a model says twice is no second opinion; name each folder once",
     ),
     Case(
-        "minutes as on a clock",
-        ("launch.checkpoints.every_minutes=1:30",),
-        "--set launch.checkpoints.every_minutes=1:30: launch.checkpoints.every_minutes: found '1:30', "
-        "must be a number; correct it, or leave it out for the default 10.0",
+        "a shared first pass on two ranks",
+        (
+            "ppo.share_first_pass=true",
+            "launch={device: cpu, mode: accelerate, num_processes: 2}",
+        ),
+        "--set ppo.share_first_pass=true --set launch={device: cpu, mode: accelerate, num_processes: 2}: "
+        "ppo.share_first_pass=true, but launch.num_processes=2: a process updates episodes of others, "
+        "whose first pass it has not made; use `ppo.share_first_pass: auto`, or one process",
     ),
     Case(
-        "a learning rate without its minus",
-        ("sft.learning_rate=5.0e+4",),
-        "--set sft.learning_rate=5.0e+4: sft.learning_rate: found 50000.0, must be at most 1; correct it,"
-        " or leave it out for the default 0.0002",
+        "a server beside transformers",
+        ("ppo.rollout={engine: hf, server: {address: 'http://host:8000'}}",),
+        "--set ppo.rollout={engine: hf, server: {address: 'http://host:8000'}}: ppo.rollout: "
+        "server.address is set, but engine=hf speaks to no server; remove `server`, or use `engine: "
+        "vllm_server`",
     ),
     Case(
-        "a learning rate of PPO above 1",
-        ("ppo.learning_rate=3",),
-        "--set ppo.learning_rate=3: ppo.learning_rate: found 3, must be at most 1; correct it, or leave "
-        "it out for the default 0.0001",
+        "a server that no engine is told of",
+        ("ppo.rollout.server={address: 'http://host:8000', max_retries: 1}",),
+        "--set ppo.rollout.server={address: 'http://host:8000', max_retries: 1}: ppo.rollout: "
+        "server.address, server.max_retries are set, but engine=auto speaks to no server; remove "
+        "`server`, or use `engine: vllm_server`",
     ),
     Case(
-        "epochs without end",
-        ("sft.epochs=1e300",),
-        "--set sft.epochs=1e300: sft.epochs: found '1e300', must be at most 10000; correct it, or leave "
-        "it out for the default 1.0",
+        "vLLM's memory beside transformers",
+        (
+            "evaluation.rollout.engine=hf",
+            "evaluation.rollout.vllm.gpu_memory_utilization=0.5",
+        ),
+        "--set evaluation.rollout.engine=hf --set evaluation.rollout.vllm.gpu_memory_utilization=0.5: "
+        "evaluation.rollout: vllm.gpu_memory_utilization is set, but engine=hf starts no vLLM; remove "
+        "`vllm`, or use `engine: vllm`",
     ),
     Case(
-        "steps without end",
-        ("ppo.steps=10000000000",),
-        "--set ppo.steps=10000000000: ppo.steps: found 10000000000, must be at most 1000000000; correct "
-        "it, or leave it out for the default 100",
+        "original weights of a base in one form",
+        ("ppo.rollout.vllm.base_weights=original",),
+        "--set ppo.rollout.vllm.base_weights=original: ppo.rollout.vllm.base_weights=original chooses "
+        "between two sets of weights that only NF4 has, but model.quantization=none; remove it, or use "
+        "`model.quantization: nf4`",
+    ),
+    Case(
+        "more samples to show than prompts",
+        ("evaluation.num_examples=200",),
+        "--set evaluation.num_examples=200: evaluation: num_examples=200 samples are to be shown, but "
+        "num_prompts=128 gives no more than that; use num_examples=128 or less",
+    ),
+    Case(
+        "ZeRO without DeepSpeed",
+        ("launch.zero_stage=1",),
+        "--set launch.zero_stage=1: launch: zero_stage=1 is a setting of DeepSpeed, but mode=process; "
+        "remove it, or use `launch.mode: deepspeed`",
+    ),
+    Case(
+        "a base split over ranks",
+        (
+            "launch.mode=deepspeed",
+            "launch.zero_stage=3",
+        ),
+        "--set launch.zero_stage=3: launch: zero_stage=3 would split the base over the ranks, but one "
+        "rank saves and measures the adapter that was trained on it, and the reward model fails there; "
+        "use `launch.zero_stage: 2`",
+    ),
+    Case(
+        "a minibatch for ranks that divides no batch",
+        (
+            "launch={device: cpu, mode: accelerate, num_processes: 3}",
+            "sft.batch_size=24",
+            "reward_model.batch_size=24",
+        ),
+        "--set launch={device: cpu, mode: accelerate, num_processes: 3}: ppo.minibatch_size=32 is not "
+        "divisible by ppo.microbatch_size=8 x launch.num_processes=3 = 24; use ppo.minibatch_size=24 or "
+        "48 (and a ppo.batch_size that it divides, not 64), or another microbatch_size",
+    ),
+    Case(
+        "values and contradictions at once",
+        (
+            "ppo.gamma=7",
+            "ppo.batch_size=100",
+            "sft.batch_size=9",
+            "evaluation.num_examples=200",
+            "launch.checkpoints.every_minutes=null",
+        ),
+        "--set ppo.gamma=7: ppo.gamma: found 7, must be at most 1; correct it, or leave it out for the "
+        "default 1.0\n"
+        "--set ppo.batch_size=100: ppo: batch_size=100 is not divisible by minibatch_size=32; use "
+        "minibatch_size=20, 25, 50\n"
+        "--set evaluation.num_examples=200: evaluation: num_examples=200 samples are to be shown, but "
+        "num_prompts=128 gives no more than that; use num_examples=128 or less\n"
+        "--set launch.checkpoints.every_minutes=null: launch.checkpoints: every_steps and every_minutes "
+        "are both null: no checkpoint would be written, and a killed run would lose all its training; set"
+        " one of the two\n"
+        "--set sft.batch_size=9: sft.batch_size=9 is not divisible by sft.microbatch_size=8 x "
+        "launch.num_processes=1 = 8; use sft.batch_size=8 or 16, or another microbatch_size",
+    ),
+    Case(
+        "a contradiction beside a section at fault",
+        (
+            "model.base=5",
+            "reward_model=null",
+        ),
+        "--set model.base=5: model.base: found 5, must be text; correct it\n"
+        "--set reward_model=null: ppo: needs the reward model that `reward_model: null` switches off; set"
+        " `ppo: null`",
     ),
 ]

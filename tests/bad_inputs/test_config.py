@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from pipeline.cli import main
-from tests.bad_inputs import cases_config_models, cases_config_ppo, cases_config_relations, cases_config_sections
+from tests.bad_inputs import cases_config_models, cases_config_ppo, cases_config_relations, cases_config_values
 from tests.bad_inputs.config_case import Case
 from tests.bad_inputs.test_data import MAX_PER_TEMPLATE, template
 
 CASES: list[Case] = [
-    *cases_config_models.CASES, *cases_config_ppo.CASES, *cases_config_relations.CASES, *cases_config_sections.CASES
+    *cases_config_models.CASES, *cases_config_ppo.CASES, *cases_config_relations.CASES, *cases_config_values.CASES,
 ]  # fmt: skip
 RIGHT = {
     "model": {"base": "./base"},
@@ -123,17 +123,44 @@ def test_a_path_that_is_no_file(path: str, said: str, folder: Path, capsys: pyte
     assert capsys.readouterr().err.strip() == said
 
 
-@pytest.mark.parametrize("command", ["validate", "run"])
-def test_a_blank_output_folder_on_the_command_line(
-    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["validate", "run", "runs"])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (" ", "found ' ', which is blank; the path of a folder is needed; name one"),
+        (
+            "~nobody-of-that-name/x",
+            "found '~nobody-of-that-name/x', which cannot be looked up (Could not determine home directory); the path "
+            "of a folder is needed; name another",
+        ),
+        (
+            "x" * 300,
+            f"found '{'x' * 60}', which cannot be looked up (File name too long); the path of a folder is needed; name "
+            f"another",
+        ),
+    ],
+    ids=["blank", "nobody's", "long"],
+)
+def test_an_output_folder_on_the_command_line_that_can_be_none(
+    command: str, path: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([command, "c.yaml", "--output-dir", " "])
+        main([*([command] if command == "runs" else [command, "c.yaml"]), "--output-dir", path])
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"rlhf {command}: error: argument --output-dir: found ' ', which is blank; the path of a folder is needed; "
-        f"name one"
-    )
+    assert capsys.readouterr().err.splitlines()[-1] == f"rlhf {command}: error: argument --output-dir: {said}"
+
+
+@pytest.mark.parametrize("key", ["output_dir", "model.base", "model.chat_template", "ppo.rollout.server.adapter_dir"])
+def test_a_path_that_can_be_none(key: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = ["--set", "ppo.rollout={engine: vllm_server}"]
+    for path, said in {
+        "x/" + "y" * 300: f"--set {key}=x/{'y' * 300}: {key}: found a name of 300 bytes in the path; file systems take "
+        f"255 at most; shorten it",
+        "~nobody-of-that-name/x": f"{key}: found '~nobody-of-that-name/x', but this machine knows no home of that "
+        f"user; a path that can be found is needed; write it out",
+    }.items():
+        assert main(["validate", "c.yaml", *engine, "--set", f"{key}={path}"]) == 2
+        assert capsys.readouterr().err.strip() == said
 
 
 def test_what_the_base_is_too_small_for_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.errors import ConfigError
 from pipeline.config import PipelineConfig
-from pipeline.loading import dump_config, load_config, read_yaml, validate_values
+from pipeline.loading import dump_config, load_config, read_yaml, resolve, validate_values
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -41,7 +41,10 @@ def paths(values: dict[str, Any], *above: str) -> list[tuple[str, ...]]:
 
 WRITTEN = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in SHIPPED]
 PLACES = [(number, path) for number, values in enumerate(WRITTEN) for path in paths(values)]
-KEYS = paths(PipelineConfig.model_validate(WRITTEN[0]).model_dump(mode="json"))
+KEYS = paths(
+    PipelineConfig.model_validate(WRITTEN[[path.stem for path in SHIPPED].index("quickstart")]).model_dump(mode="json")
+)
+assert ("ppo", "rollout", "server", "address") in KEYS
 
 
 def outcome(act: Callable[[], PipelineConfig]) -> PipelineConfig | None:
@@ -55,16 +58,22 @@ def outcome(act: Callable[[], PipelineConfig]) -> PipelineConfig | None:
         return None
     again = validate_values(yaml.safe_load(dump_config(config)), [], "again")
     assert again == config
+    try:
+        resolved = resolve(config)
+    except ConfigError as error:  # an engine or a device that is not here
+        assert str(error).strip()
+    else:
+        assert validate_values(yaml.safe_load(dump_config(resolved)), [], "of the run") == resolved
     return config
 
 
 def changed(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
     """A copy with another value at a path."""
     name, *rest = path
-    inner = values.get(name)
-    if not rest or not isinstance(inner, dict):
+    if not rest:
         return {**values, name: value}
-    return {**values, name: changed(inner, tuple(rest), value)}
+    inner = values.get(name)
+    return {**values, name: changed(inner if isinstance(inner, dict) else {}, tuple(rest), value)}
 
 
 @bounded
@@ -78,6 +87,24 @@ def test_any_value_at_any_key_of_a_shipped_configuration(place: tuple[int, tuple
 @given(path=st.sampled_from(KEYS), value=trees)
 def test_any_value_at_any_key_that_there_is(path: tuple[str, ...], value: Any) -> None:
     outcome(lambda: validate_values(changed(WRITTEN[0], path, value), [], "c.yaml"))
+
+
+plausible = st.one_of(
+    st.none(), st.booleans(), st.integers(-1, 130), st.floats(-0.5, 3),
+    st.sampled_from(["auto", "hf", "vllm", "vllm_server", "cpu", "deepspeed", "accelerate", "nf4", "qlora", "rloo"]),
+    st.sampled_from(["flash_attention_2", "float32", "original", "off", "reward_model", "text", "http://h", "org/x"]),
+)  # fmt: skip
+
+
+@bounded
+@given(
+    number=st.integers(0, len(WRITTEN) - 1), changes=st.lists(st.tuples(st.sampled_from(KEYS), plausible), max_size=5)
+)
+def test_values_that_could_be_meant_at_several_keys(number: int, changes: list[tuple[tuple[str, ...], Any]]) -> None:
+    values = WRITTEN[number]
+    for path, value in changes:
+        values = changed(values, path, value)
+    outcome(lambda: validate_values(values, [], "c.yaml"))
 
 
 @bounded
