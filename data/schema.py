@@ -38,6 +38,9 @@ Prompt = str | Annotated[tuple[Message, ...], Field(min_length=1)]
 class _Record(StrictModel):
     prompt: Prompt
 
+    source: str | None = None
+    """Name of the source that the record comes from, where several are mixed; None where there is one."""
+
     def to_json(self) -> str:
         """One JSON line without its newline: sorted keys, no escapes but JSON's own, no absent fields."""
         return json.dumps(self.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True)
@@ -65,6 +68,10 @@ class PreferencePair(_Record):
     rejected: str
     margin: float | None = Field(default=None, allow_inf_nan=False)
     """By how much `chosen` is better, in units of the reward model's score; None where nobody said."""
+
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """How much the pair counts in the loss; None is 1. The pairs of one ranking of K responses share a weight, so that
+    a prompt counts once however many pairs its ranking makes."""
 
 
 class PromptRecord(_Record):
