@@ -13,7 +13,6 @@ from data.chat import drop_long, encode_prompt
 from data.errors import StageError
 from data.schema import PreferencePair, PromptRecord, Split, read_split, split_path, write_records
 from rewards.contract import Episode
-from rewards.rules import build_rule_reward
 from stages.contract import Artifact, StageContext, StageOutput
 from stages.models.adapters import check_adapter
 from stages.models.config import ModelConfig
@@ -23,7 +22,9 @@ from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
 from stages.positions import check_prompts
 from stages.preferences.config import PreferencesConfig
+from stages.preferences.contract import Candidates
 from stages.preferences.ranking import rank_pairs
+from stages.preferences.simulated import SimulatedLabeler
 from stages.rollouts.contract import RolloutEngine
 from stages.rollouts.episodes import make_episode
 from stages.rollouts.factory import build_engine
@@ -122,24 +123,23 @@ def _collect(
             make_episode(tokenizer, records[row].prompt, rollout) for row, rollout in zip(rows, rollouts, strict=True)
         ]
         context.report_progress(len(episodes), len(repeated), f"{split} responses")
-    scores = build_rule_reward(config.labeler.reward)(episodes)
+    candidates = [
+        Candidates(tuple(episodes[first : first + config.responses_per_prompt]))
+        for first in range(0, len(episodes), config.responses_per_prompt)
+    ]
+    opinions = SimulatedLabeler(config.labeler)(candidates)
     rng = random.Random(derive_seed(context.seed, f"labels/{split}", 0))
     pairs: list[PreferencePair] = []
-    for number, row in enumerate(chosen):
-        first = number * config.responses_per_prompt
-        own = [
-            index
-            for index in range(first, first + config.responses_per_prompt)
-            if episodes[index].finished or not config.only_finished
-        ]
+    for each, opinion in zip(candidates, opinions, strict=True):
+        usable = (episode.finished or not config.only_finished for episode in each.episodes)
         pairs += rank_pairs(
-            records[row].prompt,
-            [episodes[index] for index in own],
-            [scores[index] for index in own],
+            each,
+            tuple(value if kept else None for value, kept in zip(opinion, usable, strict=True)),
             pairs_per_prompt=config.pairs_per_prompt,
             label_noise=config.labeler.label_noise,
             rng=rng,
         )
+    scores = [value for opinion in opinions for value in opinion if value is not None]
     texts = {(episode.prompt_text, episode.response_text) for episode in episodes}
     logger.info("%s: %d responses to %d prompts, %d pairs", split, len(episodes), len(chosen), len(pairs))
     return pairs, {

@@ -6,14 +6,16 @@ import pytest
 
 from data.schema import PreferencePair
 from rewards.contract import Episode
+from stages.preferences.contract import Candidates
 from stages.preferences.ranking import rank_pairs
 
 
 def _pairs(
-    texts: list[str], scores: list[float], *, limit: int | None = None, noise: float = 0.0, seed: int = 0
+    texts: list[str], opinion: list[float | None], *, limit: int | None = None, noise: float = 0.0, seed: int = 0
 ) -> list[tuple[str, str]]:
-    episodes = [Episode("p", text, (1,), (2,), "p", True) for text in texts]
-    found = rank_pairs("p", episodes, scores, pairs_per_prompt=limit, label_noise=noise, rng=random.Random(seed))
+    candidates = Candidates(tuple(Episode("p", text, (1,), (2,), "p", True) for text in texts))
+    rng = random.Random(seed)
+    found = rank_pairs(candidates, tuple(opinion), pairs_per_prompt=limit, label_noise=noise, rng=rng)
     assert all(isinstance(pair, PreferencePair) and pair.prompt == "p" for pair in found)
     return [(pair.chosen, pair.rejected) for pair in found]
 
@@ -36,9 +38,14 @@ def test_equal_scores_equal_texts_and_empty_texts_make_no_pair() -> None:
     assert _pairs(["a"], [1.0]) == [] and _pairs([], []) == []
 
 
+def test_what_was_not_judged_makes_no_pair() -> None:
+    assert _pairs(["a", "b", "c"], [2.0, None, 3.0]) == [("c", "a")]
+    assert _pairs(["a", "b"], [None, None]) == []
+
+
 def test_the_labeler_errs_as_often_as_asked() -> None:
     texts = [chr(97 + number) for number in range(26)]
-    scores = [float(number) for number in range(26)]
+    scores: list[float | None] = [float(number) for number in range(26)]
     for noise, expected in ((0.0, 0.0), (0.3, 0.3), (0.5, 0.5)):
         pairs = _pairs(texts, scores, noise=noise)
         turned = sum(chosen < rejected for chosen, rejected in pairs) / len(pairs)
