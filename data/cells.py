@@ -41,3 +41,12 @@ def margin_in(row: Row, name: str) -> float | None:
             f"correct it or leave it empty"
         )
     return margin
+
+
+def reference_in(row: Row, name: str) -> str | None:
+    """The right answer, as text or a whole number; None where the cell is null, blank or absent."""
+    value = row.values.get("reference")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    text = text_in(row, "reference", name)
+    return text if text.strip() else None

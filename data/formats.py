@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.cells import margin_in, prompt_in, text_in
+from data.cells import margin_in, prompt_in, reference_in, text_in
 from data.config import FORMATS_BY_KIND, RecordFormat, SourceConfig, wrong_format
 from data.conversations import (
     SkippedRow,
@@ -37,7 +37,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "hh": ("chosen", "rejected"),
     "prompt": ("prompt",),
 }
-"""Columns that each format needs; `instruction` may have `input`, `preference` `prompt` and `margin`."""
+"""Columns that each format needs; `instruction` may have `input`, `preference` `prompt` and `margin`,
+rows of prompts `reference`."""
 
 _OWN_FORMATS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("instruction", "prompt_response", "messages", "text"),
@@ -54,6 +55,7 @@ class _Draft:
     response: str = ""
     rejected: str = ""
     margin: float | None = None
+    reference: str | None = None
 
 
 def parse_demonstrations(
@@ -205,6 +207,8 @@ def _parse(
                 )
         try:
             draft = _draft(renamed, record_format, kind, name)
+            if kind == "prompts":
+                draft = replace(draft, reference=reference_in(renamed, name))
             _require_length(draft)
             results.append((row, finish(draft)))
         except SkippedRow as reason:
@@ -328,12 +332,13 @@ def _preference(draft: _Draft) -> PreferencePair:
 def _prompt(draft: _Draft) -> PromptRecord:
     if is_empty_prompt(draft.prompt):
         raise SkippedRow("empty_prompt")
-    return PromptRecord(prompt=_checked(draft.prompt))
+    reference = None if draft.reference is None else _encodable(draft.reference)
+    return PromptRecord(prompt=_checked(draft.prompt), reference=reference)
 
 
 def _require_length(draft: _Draft) -> None:
     prompt = draft.prompt if isinstance(draft.prompt, str) else "".join(turn.content for turn in draft.prompt)
-    if len(prompt) + len(draft.response) + len(draft.rejected) > MAX_ROW_CHARS:
+    if len(prompt) + len(draft.response) + len(draft.rejected) + len(draft.reference or "") > MAX_ROW_CHARS:
         raise SkippedRow("too_long")
 
 
