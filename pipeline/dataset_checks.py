@@ -1,4 +1,6 @@
-"""Rows that are too few or too long for a later stage: told as soon as there is a dataset, before anything is trained.
+"""Rows that a later stage cannot use: told as soon as there is a dataset, before anything is trained.
+
+They are too few, too long, or without the answer that a reward compares with.
 
 A token count here is of the texts alone, a little less than what a stage sees with its chat template. So a run that is
 refused would have failed for sure; each stage still counts for itself.
@@ -12,6 +14,7 @@ from pathlib import Path
 from data.errors import DataError
 from data.schema import Kind, PreferencePair, Prompt, Split, read_split
 from pipeline.config import PipelineConfig
+from rewards.references import check_references
 from stages.contract import StageName
 from stages.models.config import ModelConfig
 from stages.models.sources import tokenizer_file
@@ -73,6 +76,11 @@ def check_dataset(
                 f"data.{need.kind}: of {len(texts)} rows {side}, {found} have at most {need.max_tokens} tokens "
                 f"({need.setting}); {need.stage} needs {need.least}; raise `{need.setting}`, or {need.remedy}"
             )
+    if config.ppo is not None and "ppo" in stages:
+        try:
+            check_references(config.ppo.reward_components, read_split(dataset, "prompts", "train"))
+        except DataError as error:
+            problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
 

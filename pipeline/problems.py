@@ -165,7 +165,7 @@ def _locate(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[type[Base
         owner = sections[0] if sections else owner
         sections = []
         path.append(element)
-    return owner, path, path[-1] if path else ""
+    return owner, path, next((element for element in reversed(path) if not element.isdigit()), "")
 
 
 def _is_annotation_name(element: str) -> bool:
@@ -204,7 +204,7 @@ def _suggest(root: type[BaseModel], owner: type[BaseModel] | None, path: Sequenc
     near = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {prefix + '.' if prefix else ''}{near[0]}?"
-    if ".".join(path) in all_keys(root):
+    if ".".join(element for element in path if not element.isdigit()) in all_keys(root):
         return f"Another type of {prefix} has it. Allowed here: {', '.join(allowed)}"
     elsewhere = [dotted for dotted in all_keys(root) if dotted.split(".")[-1] == path[-1]]
     elsewhere = [dotted for dotted in elsewhere if dotted.split(".")[0] == path[0]] or elsewhere

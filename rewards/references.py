@@ -22,7 +22,7 @@ def check_references(components: Sequence[ComponentConfig], records: Sequence[Pr
     asking = [component.setting for component in components if component.needs_reference]
     if not asking:
         return
-    needs = f"{', '.join(asking)} needs the right answer to each"
+    needs = f"{', '.join(asking)} {'needs' if len(asking) == 1 else 'need'} the right answer to each"
     without = sum(record.reference is None for record in records)
     if without:
         raise DataError(

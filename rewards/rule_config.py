@@ -1,9 +1,10 @@
 """Rules on the text of a response, as components of a reward. Imports pydantic only."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from data.strict import Contradiction, Flag, PathText, Section, StrictModel, Text
 from rewards.component_config import ComponentConfig
@@ -75,6 +76,18 @@ class RegexRewardConfig(ComponentConfig):
     """How long one response may take; a pattern that takes longer ends the stage."""
 
 
+def _names_element(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
+        raise ValueError(
+            f"found {name[:80]!r}, must be the name of an element, without brackets; write it as answer for "
+            f"<answer>...</answer>"
+        )
+    return name
+
+
+ElementName = Annotated[str, AfterValidator(_names_element)]
+
+
 class JsonTemplateConfig(StrictModel):
     """The whole response is one JSON value."""
 
@@ -89,14 +102,14 @@ class TagsTemplateConfig(Section):
 
     type: Literal["tags"] = "tags"
 
-    tags: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]] = Field(min_length=1, max_length=100)
-    """Names, as `[think, answer]` for `<think>...</think><answer>...</answer>`."""
+    names: list[ElementName] = Field(min_length=1, max_length=100)
+    """`[think, answer]` for `<think>...</think><answer>...</answer>`."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         """A name twice."""
-        if twice := sorted({name for name in self.tags if self.tags.count(name) > 1}):
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
             yield Contradiction(
-                ("tags",), f"tags names {', '.join(twice)} more than once, but each element stands once; name each once"
+                ("names",), f"names has {', '.join(twice)} more than once, but each element stands once; name each once"
             )
 
 
@@ -177,5 +190,5 @@ class WordListRewardConfig(ComponentConfig):
 def _wrong_way_round(minimum: int | None, maximum: int | None) -> Iterator[Contradiction]:
     if minimum is not None and maximum is not None and minimum > maximum:
         yield Contradiction(
-            ("minimum", "maximum"), f"minimum={minimum} is above maximum={maximum}; no length is between; swap them"
+            ("minimum", "maximum"), f"minimum={minimum} is above maximum={maximum}; nothing is between; swap them"
         )

@@ -99,8 +99,8 @@ def read_step(path: Path) -> StoredStep:
     Raises:
         DataError: The file is damaged, or no such file.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path)

@@ -42,7 +42,7 @@ def fits(text: str, template: JsonTemplateConfig | TagsTemplateConfig | CountTem
         case JsonTemplateConfig():
             return _is_json(text, template.keys)
         case TagsTemplateConfig():
-            return _has_elements(text, template.tags)
+            return _has_elements(text, template.names)
         case CountTemplateConfig():
             count = count_of(text, template.of)
             low, high = template.minimum, template.maximum

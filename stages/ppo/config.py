@@ -48,9 +48,10 @@ class PPOConfig(Section):
     """PPO with a KL penalty against the SFT policy."""
 
     MOVED: ClassVar[Mapping[str, str]] = {
-        "reward": "an entry of `rewards` now; write `rewards: [{type: python, source: ...}]` for a function, "
-        "`[{type: remote, address: ...}]` for a server, `[{type: sentiment}]` for vader",
-        "reward_ensemble": "an entry of `rewards` now; write `rewards: [{type: ensemble, members: [...]}]`",
+        "reward": "a key of earlier versions, now an entry of `rewards`; write `rewards: [{type: python, source: "
+        "...}]` for a function, `[{type: remote, address: ...}]` for a server, `[{type: sentiment}]` for vader",
+        "reward_ensemble": "a key of earlier versions, now an entry of `rewards`; write `rewards: [{type: ensemble, "
+        "members: [...]}]`",
     }
 
     steps: int = Field(default=100, ge=1, le=10**9)

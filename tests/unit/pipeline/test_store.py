@@ -75,8 +75,8 @@ def test_checklist_52_a_reward_of_the_users_own_counts_by_its_file_and_not_by_ho
     own.write_text("def f(prompts, responses): ...\n", encoding="utf-8")
 
     def asked(**settings: Any) -> str:
-        reward = {"type": "function", "source": f"{own}:f"} | settings
-        return fingerprint(ppo={"reward": reward})
+        reward = {"type": "python", "source": f"{own}:f"} | settings
+        return fingerprint(ppo={"rewards": [reward]})
 
     before = asked()
     assert before != fingerprint() and asked(timeout_seconds=9) == before
@@ -84,13 +84,13 @@ def test_checklist_52_a_reward_of_the_users_own_counts_by_its_file_and_not_by_ho
     own.write_text("def f(prompts, responses): return []\n", encoding="utf-8")
     assert asked() != before
     own.unlink()
-    with pytest.raises(ConfigError, match=r"ppo\.reward\.source=.*: no file at "):
+    with pytest.raises(ConfigError, match=r"ppo\.rewards\[python\]\.source=.*: no file at "):
         asked()
 
     def served(**settings: Any) -> str:
-        return fingerprint(ppo={"reward": {"type": "remote", "address": "http://judge:1/", **settings}})
+        return fingerprint(ppo={"rewards": [{"type": "remote", "address": "http://judge:1/", **settings}]})
 
-    assert served(timeout_seconds=9, max_retries=0, token_env="T") == served()
+    assert served(timeout_seconds=9, max_retries=0, token_env="T", batch_size=4, health="/health") == served()
     assert served(address="http://judge:2/") != served()
 
 

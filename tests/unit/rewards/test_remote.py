@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from data.errors import ConfigError, StageError
 from rewards import remote
-from rewards.config import RemoteRewardConfig
+from rewards.composite_config import RemoteRewardConfig
 from rewards.contract import Episode
 from rewards.remote import RemoteReward
 
@@ -102,7 +102,9 @@ def test_prompts_and_responses_go_there_and_scores_come_back(server: Server, mon
 
 def test_a_token_that_is_not_there_is_the_users_fault(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REWARD_TOKEN", raising=False)
-    with pytest.raises(ConfigError, match=r"ppo\.reward\.token_env=REWARD_TOKEN: this environment variable is not set"):
+    with pytest.raises(
+        ConfigError, match=r"ppo\.rewards\[remote\]\.token_env=REWARD_TOKEN: this environment variable is not set"
+    ):
         reward(server, token_env="REWARD_TOKEN")
 
 
@@ -125,8 +127,8 @@ def test_a_server_that_stays_away_ends_the_stage_after_the_last_try(server: Serv
     server.answers = [answered({"error": "no model"}, 503)]
     with pytest.raises(
         StageError,
-        match=r"^ppo\.reward: http://127\.0\.0\.1:\d+/score answered 503 '.*no model.*', the last of 3 tries; .*bring "
-        r"it back, or raise `ppo\.reward\.timeout_seconds` or `ppo\.reward\.max_retries`$",
+        match=r"^ppo\.rewards\[remote\]: http://127\.0\.0\.1:\d+/score answered 503 '.*no model.*', the last of 3 tries; .*bring "
+        r"it back, or raise `timeout_seconds` or `max_retries`$",
     ):
         reward(server, max_retries=2)(EPISODES)
     assert len(server.requests) == 3 and pauses == [1.0, 2.0]
