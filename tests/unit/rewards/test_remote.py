@@ -127,8 +127,8 @@ def test_a_server_that_stays_away_ends_the_stage_after_the_last_try(server: Serv
     server.answers = [answered({"error": "no model"}, 503)]
     with pytest.raises(
         StageError,
-        match=r"^ppo\.rewards\[remote\]: http://127\.0\.0\.1:\d+/score answered 503 '.*no model.*', the last of 3 tries; .*bring "
-        r"it back, or raise `timeout_seconds` or `max_retries`$",
+        match=r"^ppo\.rewards\[remote\]: http://127\.0\.0\.1:\d+/score answered 503 '.*no model.*', the last of 3 "
+        r"tries; .*bring it back, or raise `timeout_seconds` or `max_retries`$",
     ):
         reward(server, max_retries=2)(EPISODES)
     assert len(server.requests) == 3 and pauses == [1.0, 2.0]

@@ -78,7 +78,7 @@ def test_a_reward_server_that_goes_away_ends_the_stage_and_a_resumed_one_gives_w
     by_function.mkdir()
     (by_function / "own.py").write_text(FUNCTION, encoding="utf-8")
     calls = spy(monkeypatch, PPOTrainer, "step")
-    expected = judged_by(ppo_run, by_function, {"type": "python", "source": "own.py:vowels"})
+    expected = judged_by(ppo_run, by_function, {"type": "python", "name": "vowels", "source": "own.py:vowels"})
     whole = run_quietly(expected)
     (trainer, _), _, _ = calls[0]
     assert learners(trainer).keys() == {"policy", "critic"}
@@ -87,7 +87,8 @@ def test_a_reward_server_that_goes_away_ends_the_stage_and_a_resumed_one_gives_w
     assert whole["artifact"]["digest"] != ppo_run.artifact.digest
 
     monkeypatch.setattr("rewards.remote.time.sleep", lambda seconds: None)
-    remote = {"type": "remote", "address": f"http://127.0.0.1:{judge.server_address[1]}/", "max_retries": 2}
+    address = f"http://127.0.0.1:{judge.server_address[1]}/"
+    remote = {"type": "remote", "name": "vowels", "address": address, "max_retries": 2}
     spec = judged_by(ppo_run, tmp_path / "server", remote)
     judge.down_after = 2
     with pytest.raises(StageError, match=r"answered 503 .* the last of 3 tries; .*The state after step 2 is kept in"):
