@@ -3,6 +3,7 @@
 import math
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def never(prompts, responses):
 def leaves(prompts, responses):
     raise SystemExit(3)
 
+def against(prompts, responses, references):
+    return [float(response == reference) for response, reference in zip(responses, references)]
+
 number = 4
 """
 
@@ -77,6 +81,13 @@ def test_a_function_of_a_file_beside_the_configuration_judges_prompts_and_respon
     assert reward(file, "length")(episodes("ab", "", "abc")) == [4.0, 0.0, 6.0]
     assert reward(file, "needs_prompt")(episodes("a", "b")) == [0.0, 1.0]
     assert PythonReward(PythonRewardConfig(source=f"{file}:length"), None)(episodes("a")) == [2.0]
+
+
+def test_a_function_that_asks_for_references_gets_them(file: Path) -> None:
+    found = [
+        replace(each, reference=reference) for each, reference in zip(episodes("4", "5"), ("4", None), strict=True)
+    ]
+    assert reward(file, "against")(found) == [1.0, 0.0]
 
 
 def test_a_function_of_an_installed_module_judges(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
