@@ -47,10 +47,10 @@ def test_a_weight_of_0_measures_and_adds_nothing() -> None:
 
 def test_raw_is_normalised_then_clipped_then_weighed() -> None:
     # 1, 3, 5, 7: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5
-    found = combined({"x": [1.0, 3.0, 5.0, 7.0]}, {"name": "x", "weight": 2, "normalize": "batch", "clip": [-1, 0.5]})
+    found = combined({"x": [1.0, 3.0, 5.0, 7.0]}, {"name": "x", "weight": 2, "normalize": "batch", "clip": [-0.4, 0.5]})
     root = 5**0.5
-    assert found.totals == pytest.approx([-2.0, -2 / root, 2 / root, 1.0])  # -3/root is below -1, 3/root above 0.5
-    assert found.metrics["reward/x/clipped_fraction"] == 0.5
+    assert found.totals == pytest.approx([-0.8, -0.8, 2 / root, 1.0])  # 1/root is 0.45, the only one between
+    assert found.metrics["reward/x/clipped_fraction"] == 0.75
     assert found.metrics["reward/x/raw_mean"] == 4.0 and found.metrics["reward/x/raw_std"] == pytest.approx(root)
     assert found.state == RewardState({}, {}), "moments of a batch are not kept"
 

@@ -83,6 +83,7 @@ def test_exact_match(text: str, reference: str | None, expected: bool) -> None:
 
 def test_case_and_punctuation_count_as_the_configuration_says() -> None:
     assert not is_right("paris", "Paris", ignore_case=False)
+    assert is_right("\uff14\uff12", "42", ignore_case=False)
     assert is_right('"Paris."', "Paris", ignore_punctuation=True)
     assert is_right("\u5317\u4eac\u3002", "\u5317\u4eac", ignore_punctuation=True)
 

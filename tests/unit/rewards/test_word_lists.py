@@ -40,10 +40,10 @@ def test_a_file_of_the_users_own(tmp_path: Path) -> None:
     lines = "# mine\n\ufeff\nbad   # not good\n\u7b28\u86cb\nCAF\u00c9\nnot very nice\n.net\n"
     (tmp_path / "own.txt").write_text(lines, encoding="utf-8")
     texts = (
-        "bad", "badly", "\u4f60\u662f\u7b28\u86cb\u5417", "bad\u4eba", "a cafe\u0301.", "not  very nice",
+        "bad", "badly", "tobad", "\u4f60\u662f\u7b28\u86cb\u5417", "bad\u4eba", "a cafe\u0301.", "not  very nice",
         "on .NET now", "internet",
     )  # fmt: skip
-    expected = [-1.0, 0.0, -1.0, -1.0, -1.0, -1.0, -1.0, 0.0]
+    expected = [-1.0, 0.0, 0.0, -1.0, -1.0, -1.0, -1.0, -1.0, 0.0]
     assert scores(texts, tmp_path, words="own.txt") == expected
     assert scores(texts, None, words=str(tmp_path / "own.txt")) == expected
 
