@@ -23,7 +23,7 @@ class LengthReward:
             return float(length)
         missing = 0 if low is None else max(low - length, 0)
         excess = 0 if high is None else max(length - high, 0)
-        return -float(missing + excess)
+        return float(-missing - excess)
 
 
 class RepetitionReward:
@@ -35,7 +35,7 @@ class RepetitionReward:
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """One number an episode; 0 where the response has no n-gram."""
-        return [-repeated_share(units_of(episode, self._config.unit), self._config.ngram) for episode in episodes]
+        return [0.0 - repeated_share(units_of(each, self._config.unit), self._config.ngram) for each in episodes]
 
 
 def units_of(episode: Episode, unit: Unit) -> Sequence[Hashable]:

@@ -36,7 +36,8 @@ class WordListReward:
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """-1 or 0 an episode."""
-        return [-float(self._pattern.search(folded(episode.response_text)) is not None) for episode in episodes]
+        found = [self._pattern.search(folded(episode.response_text)) for episode in episodes]
+        return [0.0 if match is None else -1.0 for match in found]
 
 
 def words_file(config: WordListRewardConfig, config_dir: Path | None) -> Path:

@@ -21,7 +21,7 @@ from tests.bad_inputs.test_data import MAX_PER_TEMPLATE, template
 __all__ = ["folder"]
 
 GPU = {"CUDA_VISIBLE_DEVICES": "0"}
-REMOTE = "ppo.rewards=[{type: remote, address: 'http://127.0.0.1:9/score', token_env: REWARD_TOKEN}]"
+REMOTE = "ppo.rewards=[{type: remote, address: 'http://127.0.0.1:9/score', token_env: REWARD_TOKEN, health: /up}]"
 QLORA = "model.tuning={method: qlora}"
 
 
