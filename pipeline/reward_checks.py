@@ -26,6 +26,7 @@ from stages.artifacts import combine_digests, file_digest, file_digests
 from stages.models.adapters import check_reward_model
 from stages.models.sources import adapter_folder
 
+_ASKED = ("python", "remote")
 _ASKING = ("timeout_seconds", "max_retries", "token_env", "batch_size", "health")
 
 
@@ -84,10 +85,10 @@ def reward_files(config: PipelineConfig, config_dir: Path | None) -> dict[str, A
 
 
 def without_asking(section: dict[str, Any]) -> dict[str, Any]:
-    """PPO's section without how patiently a component is asked, which says nothing of what it answers."""
+    """PPO's section without how patiently a function or server is asked, which says nothing of what it answers."""
     rewards = [
-        {name: value for name, value in component.items() if name not in _ASKING}
-        for component in section.get("rewards") or []
+        {name: value for name, value in each.items() if each["type"] not in _ASKED or name not in _ASKING}
+        for each in section.get("rewards") or []
     ]
     return {**section, "rewards": rewards or None} if "rewards" in section else section
 

@@ -94,6 +94,30 @@ def test_checklist_52_a_reward_of_the_users_own_counts_by_its_file_and_not_by_ho
     assert served(address="http://judge:2/") != served()
 
 
+def test_checklist_52_components_count_with_the_files_that_they_name(tmp_path: Path) -> None:
+    words, member = tmp_path / "words.txt", tmp_path / "member"
+    words.write_text("bad\n", encoding="utf-8")
+    member.mkdir()
+    (member / "adapter_config.json").write_text("{}", encoding="utf-8")
+
+    def judged(*rewards: dict[str, Any]) -> str:
+        return fingerprint(ppo={"rewards": list(rewards)})
+
+    listed = {"type": "toxicity", "words": str(words)}
+    learned = {"type": "learned", "path": str(member)}
+    before = judged(listed, learned)
+    assert len({before, judged(learned, listed), judged(listed), judged({**listed, "weight": 2}, learned)}) == 4
+    assert judged({"type": "math", "timeout_seconds": 1}) != judged({"type": "math"}), "an answer counts by the clock"
+    for file in (words, member / "adapter_config.json"):
+        content = file.read_text(encoding="utf-8")
+        file.write_text(content + " ", encoding="utf-8")
+        assert judged(listed, learned) != before
+        file.write_text(content, encoding="utf-8")
+    assert judged(listed, learned) == before
+    assert "math-verify" in store.shaping_packages(configuration(ppo={"rewards": [{"type": "math"}]}), "ppo")
+    assert "math-verify" not in store.shaping_packages(configuration(), "ppo")
+
+
 def test_checklist_52_inputs_count_by_digest_and_role() -> None:
     moved = {role: type(artifact)(Path("/x"), artifact.digest) for role, artifact in INPUTS.items()}
     assert fingerprint(inputs=moved) == fingerprint()
