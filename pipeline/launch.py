@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from data.config import source_parts
 from data.errors import StageError, UserError
 from data.redaction import redact
 from pipeline.children import python_command, run_child
@@ -48,8 +49,7 @@ _CONNECTION_ERROR = re.compile(
 
 def stage_environment(config: PipelineConfig, config_dir: Path | None) -> dict[str, str]:
     """Settings of the libraries below the stages; an inline run needs them before the first heavy import."""
-    sources = (config.data.demonstrations, config.data.preferences, config.data.prompts)
-    uses_hub = any(source is not None and source.hub is not None for source in sources)
+    uses_hub = any(part.hub is not None for _, _, part in source_parts(config.data))
     own = config.own_reward_base
     uses_hub = uses_hub or (own is not None and base_kind(own.base, config_dir) == "hub")
     variables = {

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.config import source_parts
 from data.errors import ArtifactError
 from pipeline.code_digest import stage_code_digest
 from pipeline.config import DISTRIBUTED_STAGES, PipelineConfig
@@ -113,8 +114,7 @@ def model_section(config: PipelineConfig) -> dict[str, Any]:
 def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...]:
     """The distributions whose version is part of the stage's fingerprint."""
     if stage == "data":
-        sources = (config.data.demonstrations, config.data.preferences, config.data.prompts)
-        return ("datasets",) if any(source is not None and source.hub is not None for source in sources) else ()
+        return ("datasets",) if any(part.hub is not None for _, _, part in source_parts(config.data)) else ()
     section = stage_section(config, stage)
     names = list(_TRAINING_PACKAGES)
     own = _own_reward_base(config, stage)
@@ -151,12 +151,7 @@ def _holds(value: Any, key: str, wanted: str) -> bool:
 def _source_digests(config: PipelineConfig, config_dir: Path | None) -> dict[str, str]:
     from data.sources import source_digest
 
-    sources = {name: getattr(config.data, name) for name in ("demonstrations", "preferences", "prompts")}
-    return {
-        name: source_digest(source, config_dir, name=f"data.{name}")
-        for name, source in sources.items()
-        if source is not None
-    }
+    return {key: source_digest(part, config_dir, name=key) for _, key, part in source_parts(config.data)}
 
 
 @functools.lru_cache(maxsize=8)

@@ -157,7 +157,7 @@ CASES = [
         "path and hub at once",
         ("data.demonstrations.hub=org/x",),
         "--set data.demonstrations.hub=org/x: data.demonstrations: give exactly one of `path` (file, "
-        "folder or glob) and `hub` (data set id)",
+        "folder or glob), `hub` (data set id) and `mix` (several of them)",
     ),
     Case(
         "neither demonstrations nor preferences",

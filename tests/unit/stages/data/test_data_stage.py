@@ -51,7 +51,7 @@ def run(tmp_path: Path, config: dict[str, Any], folder: str = "out") -> tuple[St
 
 def prompts_in(folder: Path, kind: Kind, split: Any) -> set[str]:
     """Keys of the prompts in a split."""
-    records: list[Record] = read_split(folder, kind, split)  # type: ignore[call-overload]
+    records: list[Record] = [*read_split(folder, kind, split)]
     return {prompt_key(record.prompt) for record in records}
 
 
