@@ -24,6 +24,7 @@ class TokenizedPair:
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
     margin: float | None
+    weight: float | None = None
 
 
 def evaluate_pairs(

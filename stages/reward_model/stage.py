@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from trl import RewardConfig as TrlRewardConfig
-from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from data.chat import drop_long, encode_episode, encode_prompt, retokenize_episode
 from data.errors import DataError
@@ -43,7 +42,7 @@ from stages.models.tuning import attach_adapter, load_adapter_weights, lora_conf
 from stages.positions import check_examples, known_positions
 from stages.reward_model.config import NormalizationConfig, RewardModelConfig
 from stages.reward_model.evaluation import TokenizedPair, evaluate_pairs
-from stages.reward_model.trainer import BradleyTerryTrainer
+from stages.reward_model.trainer import BradleyTerryTrainer, WeightedPairCollator
 from stages.rollouts.contract import RolloutEngine
 from stages.rollouts.episodes import make_episode
 from stages.rollouts.hf_engine import HFEngine
@@ -107,7 +106,7 @@ def run(
             max_length=None,
             disable_dropout=False,  # dropout 0 is already set unless `tuning.dropout` asks for it
         ),
-        data_collator=DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id),
+        data_collator=WeightedPairCollator(pad_token_id=tokenizer.pad_token_id),
         train_dataset=_pair_dataset(train),
         eval_dataset=_pair_dataset(held_out) if held_out else None,
         processing_class=tokenizer,
@@ -269,7 +268,7 @@ def _tokenize(
     for pair in pairs:
         prompt, chosen = encode(tokenizer, pair.prompt, pair.chosen)
         _, rejected = encode(tokenizer, pair.prompt, pair.rejected)
-        tokenized.append(TokenizedPair(tuple(prompt), tuple(chosen), tuple(rejected), pair.margin))
+        tokenized.append(TokenizedPair(tuple(prompt), tuple(chosen), tuple(rejected), pair.margin, pair.weight))
     kept = [
         pair
         for pair in tokenized
@@ -290,4 +289,8 @@ def _pair_dataset(pairs: list[TokenizedPair]) -> Dataset:
     if any(pair.margin is not None for pair in pairs):
         for row, pair in zip(rows, pairs, strict=True):
             row["margin"] = pair.margin or 0.0
+    if any(pair.weight is not None for pair in pairs):
+        weights = [1.0 if pair.weight is None else pair.weight for pair in pairs]
+        for row, weight in zip(rows, weights, strict=True):
+            row["weight"] = weight * len(pairs) / sum(weights)  # mean 1: the learning rate keeps its meaning
     return Dataset.from_list(rows)
