@@ -124,6 +124,11 @@ def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) ->
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
+def decode_with_special_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """Decode ids as the model sees them, special tokens written out."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
 def uses_chat_template(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, chat_template: str | None = None) -> bool:
     """Whether a prompt is written by a chat template: messages, and there is one."""
     return not isinstance(prompt, str) and bool(chat_template or tokenizer.chat_template)

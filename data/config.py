@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from data.quality.config import ChecksConfig
 from data.schema import KINDS, Kind
 from data.strict import Contradiction, Flag, Printable, Section, StrictModel, Text, differs
 
@@ -197,6 +198,13 @@ class DataConfig(StrictModel):
     max_skipped_share: float = Field(default=0.05, ge=0.0, le=1.0)
     """Largest share of a source's rows that may be skipped (empty, repeated, contradicting ...; each stands with its
     reason in `quarantine.jsonl`). More stops the run; 0 stops it at the first, 1 never."""
+
+    mask_personal_data: Flag = False
+    """Put `[EMAIL]`, `[PHONE]`, `[CARD]`, `[IBAN]`, `[ID_NUMBER]` and `[IP_ADDRESS]` in the place of what looks like
+    one, in prompts and responses, before anything else is done with them."""
+
+    checks: ChecksConfig = ChecksConfig()
+    """What is looked for in the records, and what stops the run."""
 
 
 def source_parts(config: DataConfig) -> Iterator[tuple[Kind, str, RowsConfig]]:

@@ -1,6 +1,6 @@
 """A row as a format reads it, before it is known which record is wanted of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from data.cells import flag_in, margin_in, numbers_in, prompt_in, text_in, texts_in
@@ -36,6 +36,25 @@ class Draft:
     responses: tuple[str, ...] = ()
     values: tuple[float, ...] = ()
     is_good: bool | None = None
+
+
+def rewrite_texts(draft: Draft, rewrite: Callable[[str], str]) -> Draft:
+    """The draft with every text of it rewritten.
+
+    Args:
+        draft: What a row says.
+        rewrite: From a text to another.
+    """
+    prompt = draft.prompt
+    return replace(
+        draft,
+        prompt=rewrite(prompt)
+        if isinstance(prompt, str)
+        else tuple(Message(role=turn.role, content=rewrite(turn.content)) for turn in prompt),
+        response=rewrite(draft.response),
+        rejected=rewrite(draft.rejected),
+        responses=tuple(map(rewrite, draft.responses)),
+    )
 
 
 def read_draft(row: Row, record_format: RecordFormat, kind: Kind, name: str) -> Draft:

@@ -84,7 +84,11 @@ def parse_prompts(
 
 
 def parse_sources(
-    sources: Sequence[tuple[str, RowsConfig, Iterable[Row]]], kind: Kind, *, quarantine: Path
+    sources: Sequence[tuple[str, RowsConfig, Iterable[Row]]],
+    kind: Kind,
+    *,
+    quarantine: Path,
+    rewrite: Callable[[Draft], Draft] | None = None,
 ) -> list[Parsed[Any]]:
     """Read the records of a kind from all sources of it: what one has already, later ones repeat.
 
@@ -92,6 +96,7 @@ def parse_sources(
         sources: For each its key in the configuration, how its rows are read, and its rows.
         kind: Which records.
         quarantine: Where to leave the rows if all rows of a source are skipped.
+        rewrite: Changes what a row says before it is judged.
 
     Returns:
         For each source, its records.
@@ -100,7 +105,9 @@ def parse_sources(
         DataError: As `parse_demonstrations`.
     """
     finish = _finisher(kind)
-    read = [_outcomes(rows, kind, finish, name, source.format, source.columns) for name, source, rows in sources]
+    read = [
+        _outcomes(rows, kind, finish, name, source.format, source.columns, rewrite) for name, source, rows in sources
+    ]
     parsed = distinct_records(read)
     some = any(each.records for each in parsed)
     for (name, _, _), each in zip(sources, parsed, strict=True):
@@ -143,6 +150,7 @@ def _outcomes(
     name: str,
     record_format: RecordFormat,
     columns: Mapping[str, str],
+    rewrite: Callable[[Draft], Draft] | None = None,
 ) -> Sequence[Read[R] | Skipped]:
     """What each row says, in order."""
     if record_format != "auto" and record_format not in FORMATS_BY_KIND[kind]:
@@ -157,6 +165,8 @@ def _outcomes(
         try:
             draft = read_draft(renamed, record_format, kind, name)
             require_length(draft)
+            if rewrite is not None:
+                draft = rewrite(draft)
             if record_format == "labeled" and kind == "preferences":
                 require_usable_response(draft)
                 labeled.append((row, draft))

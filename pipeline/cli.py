@@ -55,6 +55,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_set(validate)
     _add_output_dir(validate, default=None)
 
+    data = _add(commands, "data", "look at data before training").add_subparsers(
+        dest="data_command", required=True, metavar="COMMAND"
+    )
+    check = _add(data, "check", "count, measure and judge the rows of a configuration or a file")
+    check.add_argument("target", metavar="CONFIG|PATH", help="YAML file, or a data file, folder or glob")
+    check.add_argument("--base", metavar="MODEL", help="count tokens of a data file by this base's tokenizer")
+    _add_set(check)
+    _add_output_dir(check, default=None)
+
     _add_output_dir(_add(commands, "runs", "list the runs"))
     show = _add_for_run(commands, "show", "a run's stages, artifacts and figures")
     show.add_argument("--json", action="store_true", help="print run.json and nothing else")
@@ -129,6 +138,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from pipeline.commands.validate import validate
 
             return validate(options)
+        case "data":
+            from pipeline.commands.data import check
+
+            return check(options)
         case "runs":
             from pipeline.commands.show import list_all
 

@@ -3,15 +3,19 @@
 The bytes depend on the sources and the configuration alone: no seed, no time, no path. Without torch.
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from data.config import DataConfig, RowsConfig, SourceConfig, part_key
+from data.drafts import rewrite_texts
 from data.errors import DataError
 from data.formats import chosen_demonstrations, parse_sources, prompts_of
 from data.parsed import Parsed
+from data.quality.personal import mask_personal_data
+from data.quality.report import CheckedRecords, QualityReport, check_records
 from data.quarantine import QUARANTINE, Skipped, check_share, write_quarantine
 from data.schema import (
     KINDS,
@@ -31,8 +35,29 @@ from stages.data.split import split_records, thin_out
 
 logger = logging.getLogger("stages.data")
 
+_LOG_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO}
+_NUM_EXAMPLES = 3
+
 _Part = tuple[Kind, str]
 """A kind and the name of one of its sources; empty where there is one."""
+
+
+class DataQualityError(DataError):
+    """The records can be read, and a check found an error in them.
+
+    Attributes:
+        report: All that was found.
+        metrics: As a stage that goes on gives them.
+    """
+
+    def __init__(self, report: QualityReport, metrics: dict[str, float]) -> None:
+        """Tell the errors, and how they are overruled."""
+        self.report, self.metrics = report, metrics
+        errors = [finding for finding in report.findings if finding.level == "error"]
+        overruled = ", ".join(dict.fromkeys(f"{finding.check}: warning" for finding in errors))
+        super().__init__(
+            "\n".join(f"{finding.text}; or go on with `data.checks.levels: {{{overruled}}}`" for finding in errors)
+        )
 
 
 def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageOutput:
@@ -48,11 +73,12 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
 
     Returns:
         Counts as metrics: `<kind>/{train,held_out,duplicates,leaks}`, `rows/{read,skipped}` and
-        `skipped/<kind>_<reason>`; as notes, where each kind comes from and the digests of the sources.
+        `skipped/<kind>_<reason>`, `masked/<kind of data>`, `quality/<kind>_<check>`; as notes, where each kind comes
+        from, the digests of the sources and the report of the checks.
 
     Raises:
         DataError: A source cannot be read or used, too many of its rows are skipped, it has no two prompts to split,
-            or no record of a kind is left to train on.
+            no record of a kind is left to train on, or a check found an error (`DataQualityError`).
     """
     (context.stage_dir / QUARANTINE).unlink(missing_ok=True)
     sides: dict[_Part, list[Record]] = {}
@@ -63,6 +89,10 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
     digests: dict[str, str] = {}
     quarantine: list[tuple[str, Skipped]] = []
     num_rows = 0
+    rows_of: dict[Kind, int] = {}
+    reasons: dict[Kind, Mapping[str, int]] = {}
+    masked: Counter[str] = Counter()
+    checked: dict[Kind, CheckedRecords] = {}
 
     # 1. Read what is given.
     for done, kind in enumerate(KINDS):
@@ -71,13 +101,15 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
             continue
         context.report_progress(done, len(KINDS) + 1, f"reading {kind}")
         skipped: Counter[str] = Counter()
-        for part, parsed in _read(source, kind, config.max_skipped_share, context).items():
+        rows_before = num_rows
+        for part, parsed in _read(source, kind, config, masked, context).items():
             sides[kind, part] = list(parsed.records)
             shares[kind, part] = source.parts[part].held_out
             repeats[kind] += parsed.num_repeats + parsed.skipped["duplicate"]
             num_rows += parsed.num_rows
             quarantine += [(part_key(kind, part), each) for each in parsed.quarantine]
             skipped += parsed.skipped
+        rows_of[kind], reasons[kind] = num_rows - rows_before, skipped
         metrics |= {f"skipped/{kind}_{reason}": count for reason, count in sorted(skipped.items())}
         origins[kind] = "source"
         digests |= {
@@ -96,10 +128,10 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
             sides[kind, part], shares[kind, part] = list(distinct), shares[origin, part]
             repeats[kind] += len(rows) - len(distinct)
 
-    # 3. Split, and mix the training sides.
+    # 3. Split.
     splits = split_records(sides, shares)
 
-    # 4. Write.
+    # 4. Mix the training sides, write.
     write_quarantine(context.payload_dir / QUARANTINE, quarantine)
     metrics |= {"rows/read": num_rows, "rows/skipped": len(quarantine)}
     context.report_progress(len(KINDS), len(KINDS) + 1, "writing")
@@ -128,20 +160,44 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
             f"{kind}/duplicates": repeats[kind],
             f"{kind}/leaks": num_leaks,
         }
+        if kind in reasons:
+            checked[kind] = CheckedRecords(
+                **written, num_rows=rows_of[kind], reasons=reasons[kind], examples=_examples(kind, quarantine)
+            )
         for part in parts:
             if part:
                 metrics[f"{kind}/mix/{part}"] = len(mixed[part])
                 metrics[f"{kind}/mix/{part}_thinned_out"] = len(train[part]) - len(mixed[part])
+    metrics |= {f"masked/{kind}": count for kind, count in sorted(masked.items())}
+
+    # 5. Check what was written.
+    context.report_progress(len(KINDS), len(KINDS) + 1, "checking")
+    report = check_records(checked, config.checks)
+    for finding in report.findings:
+        metrics[f"quality/{finding.kind}_{finding.check}"] = finding.count
+        logger.log(_LOG_LEVELS[finding.level], "%s", finding.text)
     context.metrics.write(0, metrics)
     context.report_progress(len(KINDS) + 1, len(KINDS) + 1, "done")
     _log(metrics)
-    return StageOutput(metrics=metrics, notes={"origins": origins, "source_digests": digests})
+    if any(finding.level == "error" for finding in report.findings):
+        raise DataQualityError(report, metrics)
+    return StageOutput(
+        metrics=metrics, notes={"origins": origins, "source_digests": digests, "quality": json.loads(report.to_json())}
+    )
 
 
-def _read(source: SourceConfig, kind: Kind, max_share: float, context: StageContext) -> dict[str, Parsed[Any]]:
+def _read(
+    source: SourceConfig, kind: Kind, config: DataConfig, masked: Counter[str], context: StageContext
+) -> dict[str, Parsed[Any]]:
     """The records of each part of a source."""
-    quarantine = context.stage_dir / QUARANTINE
+    quarantine, max_share = context.stage_dir / QUARANTINE, config.max_skipped_share
     keys = {part: part_key(f"data.{kind}", part) for part in source.parts}
+
+    def mask(text: str) -> str:
+        new, found = mask_personal_data(text)
+        masked.update(found)
+        return new
+
     found = parse_sources(
         [
             (keys[part], rows, read_rows(rows, context.config_dir, name=keys[part]))
@@ -149,6 +205,7 @@ def _read(source: SourceConfig, kind: Kind, max_share: float, context: StageCont
         ],
         kind,
         quarantine=quarantine,
+        rewrite=(lambda draft: rewrite_texts(draft, mask)) if config.mask_personal_data else None,
     )
     result = dict(zip(source.parts, found, strict=True))
     for part, parsed in result.items():
@@ -160,6 +217,16 @@ def _read(source: SourceConfig, kind: Kind, max_share: float, context: StageCont
                 "data: %s: limit %d, but there are only %d rows", part_key(kind, part), rows.limit, parsed.num_rows
             )
     return result
+
+
+def _examples(kind: Kind, quarantine: Sequence[tuple[str, Skipped]]) -> dict[str, tuple[str, ...]]:
+    """Places of the first skipped rows of a kind by reason."""
+    places: dict[str, list[str]] = {}
+    for source, each in quarantine:
+        if source.partition(".")[0] == kind:
+            place = f"{each.row.place or each.row.origin}{f' {each.note}' if each.note else ''}"
+            places.setdefault(each.reason, []).append(place)
+    return {reason: tuple(found[:_NUM_EXAMPLES]) for reason, found in places.items()}
 
 
 def _named(records: Sequence[Record], part: str) -> list[Record]:
