@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from data.parallel import map_chunks
 from data.quality.words import ngrams, prompt_text, record_texts, words_of
 from data.schema import Record, split_key
 
@@ -57,23 +58,38 @@ def find_leaks(held_out: Sequence[Record], train: Iterable[Record], *, num_words
         if (own := {sequence for sequence in found if common[sequence] < _BOILERPLATE_PROMPTS})
     }
     wanted = set().union(*sequences.values())
-    # The first word of each sequence is looked up before a sequence is built: most text has nothing in common.
-    openings = {sequence.split(" ", 1)[0] for sequence in wanted}
     exact: set[int] = set()
-    seen: set[str] = set()
+    texts: list[str] = []
     for record in train:
         if (index_of := keys.get(split_key(record))) is not None:
             exact.add(index_of)
-        for text in record_texts(record):
-            words = words_of(text)
-            for start in range(len(words) - num_words + 1):
-                if words[start] in openings:
-                    sequence = " ".join(words[start : start + num_words])
-                    if sequence in wanted:
-                        seen.add(sequence)
+        texts += record_texts(record)
+    seen: set[str] = set()
+    if wanted:
+        seen.update(*map_chunks(_SequencesIn(frozenset(wanted), num_words), texts))
     leaks = {index: Leak(index, True, 1.0) for index in exact}
     for index, own in sequences.items():
         share = len(own & seen) / len(own)
         if share >= _COPIED_SHARE and index not in leaks:
             leaks[index] = Leak(index, False, share)
     return [leaks[index] for index in sorted(leaks)]
+
+
+class _SequencesIn:
+    """The wanted sequences that stand in texts."""
+
+    def __init__(self, wanted: frozenset[str], num_words: int) -> None:
+        self._wanted, self._num_words = wanted, num_words
+        # The beginning of each is looked up before a whole sequence is built: most text has nothing in common.
+        self._openings = {tuple(sequence.split(" ", 3)[:3]) for sequence in wanted}
+
+    def __call__(self, texts: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        for text in texts:
+            words = words_of(text)
+            for start, opening in enumerate(zip(words, words[1:], words[2:], strict=False)):
+                if opening in self._openings:
+                    sequence = " ".join(words[start : start + self._num_words])
+                    if sequence in self._wanted:
+                        found.add(sequence)
+        return found

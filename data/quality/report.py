@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from data.parallel import map_chunks
 from data.quality.config import ChecksConfig
 from data.quality.findings import Finding, counts_by_level, make_finding
 from data.quality.languages import languages_of
 from data.quality.leakage import find_leaks
 from data.quality.lengths import LengthBias, Lengths, describe_lengths, length_bias
 from data.quality.near_duplicates import near_duplicates
-from data.quality.personal import find_personal_data
+from data.quality.personal import PersonalKind, find_personal_data
 from data.quality.words import prompt_text, record_texts
 from data.schema import Demonstration, Kind, PreferencePair, Record
 from data.shown import shown
@@ -188,13 +189,13 @@ def _near_duplicates(train: Sequence[Record], config: ChecksConfig) -> tuple[lis
 
 def _personal(rows: Sequence[Record]) -> tuple[Counter[str], int]:
     """Records by kind of personal data, and records with any."""
-    kinds: Counter[str] = Counter()
-    total = 0
-    for row in rows:
-        found = {piece.kind for text in record_texts(row) for piece in find_personal_data(text)}
-        kinds.update(found)
-        total += bool(found)
-    return kinds, total
+    texts = ["\n".join(record_texts(row)) for row in rows]
+    found = [kinds for chunk in map_chunks(_personal_kinds, texts) for kinds in chunk]
+    return Counter(kind for kinds in found for kind in kinds), sum(bool(kinds) for kinds in found)
+
+
+def _personal_kinds(texts: Sequence[str]) -> list[set[PersonalKind]]:
+    return [{piece.kind for piece in find_personal_data(text)} for text in texts]
 
 
 def _skipped_findings(kind: Kind, each: CheckedRecords, config: ChecksConfig) -> list[Finding]:

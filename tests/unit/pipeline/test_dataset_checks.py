@@ -128,7 +128,9 @@ def test_a_run_that_would_drop_most_rows_is_refused(parts: Parts) -> None:
     short = [Demonstration(prompt=TEXT, response="no")]
     write_records(split_path(parts.folder, "demonstrations", "train"), [*short, *long])
     options = ["sft.max_length=64"]
-    with pytest.raises(DataError, match=r"data\.demonstrations: 67% of 3 rows looked at are longer than sft\.max_length"):
+    with pytest.raises(
+        DataError, match=r"data\.demonstrations: 67% of 3 rows looked at are longer than sft\.max_length"
+    ):
         parts.check(parts.config(*options))
     parts.check(parts.config(*options, "data.checks.levels={truncation: warning}"))
     write_records(split_path(parts.folder, "demonstrations", "train"), [*short, *long[:1]])
