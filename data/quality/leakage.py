@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from data.parallel import map_chunks
-from data.quality.words import ngrams, prompt_text, record_texts, words_of
+from data.quality.words import ngram_hashes, prompt_text, record_texts, words_of
 from data.schema import Record, split_key
 
 _COPIED_SHARE = 0.5
@@ -41,32 +41,30 @@ def find_leaks(held_out: Sequence[Record], train: Iterable[Record], *, num_words
     Returns:
         Leaks in the order of the held-out records, each prompt once.
     """
-    sequences: dict[int, set[str]] = {}
+    sequences: dict[int, set[int]] = {}
     keys: dict[str, int] = {}
     for index, record in enumerate(held_out):
         key = split_key(record)
         if key in keys:
             continue
         keys[key] = index
-        words = words_of(prompt_text(record.prompt))
-        if len(words) >= num_words:
-            sequences[index] = ngrams(words, num_words)
+        if own := set(ngram_hashes(words_of(prompt_text(record.prompt)), num_words).tolist()):
+            sequences[index] = own
     common = Counter(sequence for found in sequences.values() for sequence in found)
     sequences = {
         index: own
         for index, found in sequences.items()
         if (own := {sequence for sequence in found if common[sequence] < _BOILERPLATE_PROMPTS})
     }
-    wanted = set().union(*sequences.values())
     exact: set[int] = set()
     texts: list[str] = []
     for record in train:
         if (index_of := keys.get(split_key(record))) is not None:
             exact.add(index_of)
         texts += record_texts(record)
-    seen: set[str] = set()
-    if wanted:
-        seen.update(*map_chunks(_SequencesIn(frozenset(wanted), num_words), texts))
+    seen: set[int] = set()
+    if wanted := set().union(*sequences.values()):
+        seen.update(*map_chunks(_SequencesIn(wanted, num_words), texts))
     leaks = {index: Leak(index, True, 1.0) for index in exact}
     for index, own in sequences.items():
         share = len(own & seen) / len(own)
@@ -76,20 +74,20 @@ def find_leaks(held_out: Sequence[Record], train: Iterable[Record], *, num_words
 
 
 class _SequencesIn:
-    """The wanted sequences that stand in texts."""
+    """The wanted sequences that stand in texts, as hashes."""
 
-    def __init__(self, wanted: frozenset[str], num_words: int) -> None:
-        self._wanted, self._num_words = wanted, num_words
-        # The beginning of each is looked up before a whole sequence is built: most text has nothing in common.
-        self._openings = {tuple(sequence.split(" ", 3)[:3]) for sequence in wanted}
+    def __init__(self, wanted: set[int], num_words: int) -> None:
+        import numpy as np
 
-    def __call__(self, texts: Sequence[str]) -> set[str]:
-        found: set[str] = set()
+        self._wanted, self._num_words = np.array(sorted(wanted), dtype=np.uint64), num_words
+
+    def __call__(self, texts: Sequence[str]) -> set[int]:
+        import numpy as np
+
+        found: set[int] = set()
         for text in texts:
-            words = words_of(text)
-            for start, opening in enumerate(zip(words, words[1:], words[2:], strict=False)):
-                if opening in self._openings:
-                    sequence = " ".join(words[start : start + self._num_words])
-                    if sequence in self._wanted:
-                        found.add(sequence)
+            hashes = ngram_hashes(words_of(text), self._num_words)
+            places = np.searchsorted(self._wanted, hashes)
+            places[places == len(self._wanted)] = 0
+            found.update(hashes[self._wanted[places] == hashes].tolist())
         return found

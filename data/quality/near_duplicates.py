@@ -4,14 +4,13 @@ Thresholds and 5-grams as Lee et al. 2022, section 4.2, https://arxiv.org/abs/21
 """
 
 import hashlib
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data.parallel import map_chunks
-from data.quality.words import ngrams, words_of
+from data.quality.words import ngram_hashes, words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,17 +81,21 @@ def _signatures(texts: Sequence[str]) -> "tuple[list[bytes], list[int], Signatur
     import numpy as np
     from datasketch import MinHash  # late: it brings scipy
 
-    digests, lengths = [], []
+    words = [words_of(text) for text in texts]
+    digests = [hashlib.blake2b(" ".join(each).encode(), digest_size=16).digest() for each in words]
+    lengths = [len(each) for each in words]
+    rows = [row for row, length in enumerate(lengths) if length >= _NGRAM]
+    # Hashed already: datasketch takes 32 bits of each shingle.
+    shingles = (np.unique(ngram_hashes(words[row], _NGRAM) >> np.uint64(32)) for row in rows)
     signatures = np.zeros((len(texts), _PERMUTATIONS), dtype=np.uint32)
-    for row, text in enumerate(texts):
-        words = words_of(text)
-        digests.append(hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest())
-        lengths.append(len(words))
-        if len(words) >= _NGRAM:
-            signature = MinHash(_PERMUTATIONS, seed=_SEED, hashfunc=zlib.crc32)
-            signature.update_batch([shingle.encode() for shingle in ngrams(words, _NGRAM)])
-            signatures[row] = signature.hashvalues  # datasketch keeps 32 bits of each hash, in 64
+    found = MinHash.generator(shingles, num_perm=_PERMUTATIONS, seed=_SEED, hashfunc=_as_it_is)
+    for row, signature in zip(rows, found, strict=True):
+        signatures[row] = signature.hashvalues
     return digests, lengths, signatures
+
+
+def _as_it_is(hashed: int) -> int:
+    return hashed
 
 
 def _candidates(signatures: "Signatures", similarity: float) -> Iterator[tuple[int, int]]:
