@@ -1,11 +1,11 @@
 """Settings of preference collection. Imports pydantic only."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data.strict import Contradiction, Flag, Section, StrictModel
+from data.strict import Contradiction, Flag, Section, StrictModel, Text, differs
 from rewards.config import RuleRewardConfig, VaderRewardConfig
 from stages.rollouts.config import RolloutConfig
 
@@ -22,10 +22,60 @@ class SimulatedLabelerConfig(StrictModel):
     """Probability that a pair is turned around."""
 
 
+class HumanLabelerConfig(Section):
+    """People rank the responses on the page that `rlhf label RUN` serves; the run waits for them."""
+
+    type: Literal["human"] = "human"
+
+    annotators: Literal["any"] | Annotated[list[Annotated[Text, Field(max_length=64)]], Field(min_length=1)] = "any"
+    """Names of the people whose labels count; `any` takes whoever labels."""
+
+    labels_per_prompt: int = Field(default=1, ge=1)
+    """How many people judge a prompt. A skip counts here, too: else a prompt that nobody can judge would be waited
+    for without end."""
+
+    min_prompts: int | None = Field(default=None, ge=1)
+    """The run goes on when this many prompts are judged. Default: `min_share` of them."""
+
+    min_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """The run goes on when this share of the prompts is judged."""
+
+    timeout_hours: float | None = Field(default=None, gt=0)
+    """End the run, which can be resumed, after waiting this long. Default: wait without end."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Names that are given twice, more labels than people, two ends."""
+        if self.annotators != "any":
+            names = self.annotators
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                yield Contradiction(
+                    ("annotators",),
+                    f"annotators names {', '.join(twice)} more than once, but a person judges a prompt once; "
+                    f"name each person once",
+                )
+            if self.labels_per_prompt > len(set(names)):
+                yield Contradiction(
+                    ("labels_per_prompt", "annotators"),
+                    f"labels_per_prompt={self.labels_per_prompt}, but annotators names {len(set(names))}, and each "
+                    f"judges a prompt once; use labels_per_prompt={len(set(names))} or less, or name more people",
+                )
+        if self.min_prompts is not None and differs(self, "min_share"):
+            yield Contradiction(
+                ("min_prompts", "min_share"),
+                f"min_prompts={self.min_prompts} and min_share={self.min_share} both say when the run goes on; "
+                f"drop one of the two",
+            )
+
+
+LabelerConfig = Annotated[SimulatedLabelerConfig | HumanLabelerConfig, Field(discriminator="type")]
+"""Who judges. `stages.preferences.labelers` makes the labeler of each."""
+
+
 class PreferencesConfig(Section):
     """Sample K responses a prompt from the SFT policy and let a labeler rank them."""
 
-    labeler: SimulatedLabelerConfig = SimulatedLabelerConfig()
+    labeler: LabelerConfig = SimulatedLabelerConfig()
+    """Who judges: `simulated` is a reward function in place of people, `human` are people."""
 
     responses_per_prompt: int = Field(default=4, ge=2)
     """K."""

@@ -23,8 +23,8 @@ from stages.models.tokenizer import load_tokenizer
 from stages.positions import check_prompts
 from stages.preferences.config import PreferencesConfig
 from stages.preferences.contract import Candidates
+from stages.preferences.labelers import build_labeler
 from stages.preferences.ranking import rank_pairs
-from stages.preferences.simulated import SimulatedLabeler
 from stages.rollouts.contract import RolloutEngine
 from stages.rollouts.episodes import make_episode
 from stages.rollouts.factory import build_engine
@@ -127,7 +127,7 @@ def _collect(
         Candidates(tuple(episodes[first : first + config.responses_per_prompt]))
         for first in range(0, len(episodes), config.responses_per_prompt)
     ]
-    opinions = SimulatedLabeler(config.labeler)(candidates)
+    opinions = build_labeler(config)(candidates)
     rng = random.Random(derive_seed(context.seed, f"labels/{split}", 0))
     pairs: list[PreferencePair] = []
     for each, opinion in zip(candidates, opinions, strict=True):
@@ -136,7 +136,7 @@ def _collect(
             each,
             tuple(value if kept else None for value, kept in zip(opinion, usable, strict=True)),
             pairs_per_prompt=config.pairs_per_prompt,
-            label_noise=config.labeler.label_noise,
+            label_noise=getattr(config.labeler, "label_noise", 0.0),
             rng=rng,
         )
     scores = [value for opinion in opinions for value in opinion if value is not None]

@@ -330,8 +330,8 @@ CASES = [
     Case(
         "an unknown labeler",
         ("data.preferences=null", "preferences={labeler: {type: oracle}}"),
-        "--set preferences={labeler: {type: oracle}}: preferences.labeler.type: found 'oracle', must be "
-        "'simulated'. Use one of them",
+        "--set preferences={labeler: {type: oracle}}: preferences.labeler: found type 'oracle', must be "
+        "'simulated', 'human'. Use one of them",
     ),
     Case(
         "the reward model on the shared base twice",
