@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data.strict import Contradiction, Flag, Section, StrictModel, Text, differs
+from data.strict import Contradiction, Flag, PathText, Section, StrictModel, Text, differs
 from rewards.config import RuleRewardConfig, VaderRewardConfig
 from stages.rollouts.config import RolloutConfig
 
@@ -71,8 +71,42 @@ LabelerConfig = Annotated[SimulatedLabelerConfig | HumanLabelerConfig, Field(dis
 """Who judges. `stages.preferences.labelers` makes the labeler of each."""
 
 
+class RandomSelectionConfig(StrictModel):
+    """Prompts come up in an order drawn from the run's seed."""
+
+    type: Literal["random"] = "random"
+
+
+class DisagreementSelectionConfig(Section):
+    """What reward models disagree on comes first (`stages.preferences.disagreement` has the formula)."""
+
+    type: Literal["ensemble_disagreement"] = "ensemble_disagreement"
+
+    reward_models: Annotated[list[PathText], Field(min_length=2)]
+    """Folders of reward models trained apart, say `outputs/RUN/reward_model`, on the shared base or their own."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Responses in one forward pass of a reward model."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """A model that would agree with itself."""
+        if twice := sorted({name for name in self.reward_models if self.reward_models.count(name) > 1}):
+            yield Contradiction(
+                ("reward_models",),
+                f"reward_models names {', '.join(twice)} more than once, but a model never disagrees with itself; "
+                f"name each folder once",
+            )
+
+
+SelectionConfig = Annotated[RandomSelectionConfig | DisagreementSelectionConfig, Field(discriminator="type")]
+
+
 class PreferencesConfig(Section):
-    """Sample K responses a prompt from the SFT policy and let a labeler rank them."""
+    """Sample K responses a prompt from a policy and let a labeler rank them."""
+
+    policy: PathText = "sft"
+    """Whose responses are judged: `sft` is this run's SFT stage; else the folder of a policy on the same base, say
+    `outputs/RUN/ppo` of an earlier run."""
 
     labeler: LabelerConfig = SimulatedLabelerConfig()
     """Who judges: `simulated` is a reward function in place of people, `human` are people."""
@@ -80,8 +114,12 @@ class PreferencesConfig(Section):
     responses_per_prompt: int = Field(default=4, ge=2)
     """K."""
 
+    selection: SelectionConfig = RandomSelectionConfig()
+    """Which prompts people see first, and which pairs `pairs_per_prompt` keeps."""
+
     pairs_per_prompt: int | None = Field(default=None, ge=1)
-    """Keep at most this many of the K (K - 1) / 2 pairs of a prompt, those with the largest gap in rank first."""
+    """Keep at most this many of the K (K - 1) / 2 pairs of a prompt: those with the largest gap in rank, or those that
+    `selection` puts first."""
 
     only_finished: Flag = True
     """Leave responses that the length limit cut off out of the pairs: a labeler cannot judge half a sentence, and
