@@ -43,7 +43,8 @@ def sample(
     policy = policy_folder(config, inputs, context.config_dir)
     base = resolve_base(model, context.config_dir)
     check_adapter(policy, model, config_dir=context.config_dir)
-    tokenizer = load_tokenizer(policy, model, context.config_dir)
+    # SFT's, whichever policy answers: the pairs are for stages that read prompts with it.
+    tokenizer = load_tokenizer(inputs["policy"].path, model, context.config_dir)
     shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
     shared_base.add_adapter("policy", policy, trainable=False)
     engine = build_engine(
