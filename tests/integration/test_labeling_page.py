@@ -234,7 +234,7 @@ def test_several_people_names_that_are_fixed_and_a_narrow_dark_screen(
     page.keyboard.press("Escape")
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("button, input, textarea, progress")].filter(element => !(
-          element.innerText || element.getAttribute("aria-label") || (element.labels && element.labels.length))).length"""
+          element.innerText || element.getAttribute("aria-label") || element.labels?.length)).length"""
     )
     assert unnamed == 0
     assert troubles == []

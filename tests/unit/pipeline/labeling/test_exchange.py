@@ -317,6 +317,16 @@ def test_argillas_records_at_fault(empty: Labeling, tmp_path: Path, value: Any, 
         list(read_argilla(tmp_path / "records.json", empty))
 
 
+def test_places_of_responses_that_a_question_lacks_leave_no_gap(empty: Labeling, tmp_path: Path) -> None:
+    """The second question has three responses, a dataset of Argilla four for all."""
+    value = [{"value": f"response-{number}", "rank": rank} for number, rank in ((4, 1), (2, 2), (3, 2), (1, 4))]
+    record = {"id": question(empty, 1).identity, "responses": {"ranking": [{"user_id": "u", "value": value}]}}
+    (tmp_path / "records.json").write_text(json.dumps([record]), encoding="utf-8")
+    take(empty, list(read_argilla(tmp_path / "records.json", empty)))
+    found = empty.judgements.of("u", question(empty, 1).identity)
+    assert found is not None and found.ranks == (2, 1, 1)
+
+
 def test_drafts_of_argilla_do_not_count(empty: Labeling, tmp_path: Path) -> None:
     answer = {"user_id": "u", "value": ["response-1"], "status": "draft"}
     record = {"id": question(empty, 0).identity, "responses": {"ranking": [answer]}}
