@@ -1,9 +1,12 @@
 """Samples K responses a prompt; the models are gone when it returns."""
 
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from data.chat import drop_long, encode_prompt
 from data.schema import PromptRecord, Split, read_split
@@ -40,6 +43,16 @@ def sample(
         inputs: `dataset` and `policy`, the SFT adapter.
         context: Seed, device, progress.
     """
+    sampled = _sample(config, model, inputs, context)
+    gc.collect()  # a model's parts lead to each other; people may take days now
+    if context.device == "cuda":
+        torch.cuda.empty_cache()
+    return sampled
+
+
+def _sample(
+    config: PreferencesConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext
+) -> Sampled:
     policy = policy_folder(config, inputs, context.config_dir)
     base = resolve_base(model, context.config_dir)
     check_adapter(policy, model, config_dir=context.config_dir)

@@ -1,9 +1,11 @@
 """The stage with people: it samples once, waits without models, and makes the pairs that they prefer."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data.schema import read_split
 from stages.models.config import ModelConfig
@@ -29,6 +31,12 @@ def wait(spec: StageSpec) -> Labeling:
     return Labeling(waiting.value.folder)
 
 
+def modules() -> int:
+    """How many parts of models are alive in this process."""
+    gc.collect()
+    return sum(isinstance(entry, torch.nn.Module) for entry in gc.get_objects())
+
+
 def label(labeling: Labeling, who: str, count: int) -> None:
     """The shorter a response, the better."""
     for question in list(labeling.questions.values())[:count]:
@@ -40,7 +48,9 @@ def test_people_judge_the_kept_responses(
     preferences_run: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(preferences_run, tmp_path)
+    before = modules()
     labeling = wait(spec)
+    assert modules() == before  # people take days, in which no model is to stay
     asked = {question.identity: question for question in labeling.questions.values()}
     assert 10 < len(asked) <= 17 and labeling.progress().needed == -(-len(asked) // 2)
     assert list((tmp_path / "store").glob("*")) == []  # no half of an artifact
