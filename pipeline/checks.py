@@ -1,5 +1,6 @@
 """What can be known to be wrong before anything starts: unreadable data, a missing base, an empty store."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -16,12 +17,12 @@ from pipeline.environment import environment_problems
 from pipeline.graph import stage_inputs
 from pipeline.model_sizes import size_problems
 from pipeline.session import RunPlan
-from pipeline.store import lookup, stage_fingerprint
+from pipeline.store import lookup, named_adapters, stage_fingerprint
 from pipeline.tasks import missing_in_store
 from rewards.config import FunctionRewardConfig
 from rewards.function import function_file
 from stages.contract import Artifact, StageName
-from stages.models.adapters import check_reward_model
+from stages.models.adapters import check_adapter, check_reward_model
 from stages.models.own_base import names_own_base
 from stages.models.sources import adapter_folder, check_base
 from stages.storage import check_room
@@ -62,6 +63,7 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
                 check_reward_model(folder, config.model, config_dir=config_dir)
             except UserError as error:
                 problems.append(str(error))
+    problems += _preferences_problems(config, config_dir)
     if config.ppo is not None and isinstance(config.ppo.reward, FunctionRewardConfig):
         try:
             function_file(config.ppo.reward.source, config_dir)
@@ -102,6 +104,20 @@ def _source_problems(config: PipelineConfig, config_dir: Path | None) -> list[st
         except UserError as error:
             problems.append(str(error))
     return problems
+
+
+def _preferences_problems(config: PipelineConfig, config_dir: Path | None) -> Iterator[str]:
+    """Adapters that the `preferences` section names: not there, damaged, or of another base."""
+    if config.preferences is None:
+        return
+    try:
+        for key, folder in named_adapters(config.preferences, config_dir):
+            if key == "policy":
+                check_adapter(folder, config.model, config_dir=config_dir)
+            else:
+                check_reward_model(folder, config.model, config_dir=config_dir)
+    except UserError as error:
+        yield str(error)
 
 
 def stored_stages(config: PipelineConfig, config_dir: Path | None, store_dir: Path) -> dict[StageName, Artifact | None]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from stages.contract import Artifact, StageName
 from stages.models.config import ModelConfig
 from stages.models.own_base import names_own_base
 from stages.models.sources import adapter_folder
+from stages.preferences.config import DisagreementSelectionConfig, PreferencesConfig
 from stages.run import package_version
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ _REWARD_STAGES = ("reward_model", "ppo", "evaluation")
 """The stages that load the reward model, and with it its base."""
 
 _ASKING = ("timeout_seconds", "max_retries", "token_env")
+_WAITING = ("timeout_hours",)
 
 _TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -70,6 +72,8 @@ def stage_fingerprint(
     section.get("rollout", {}).pop("server", None)  # where a server is says nothing of what it computes
     for name in _ASKING:  # nor how patiently a reward function is asked
         (section.get("reward") or {}).pop(name, None)
+    for name in _WAITING:  # nor how patiently people are waited for
+        (section.get("labeler") or {}).pop(name, None)
     parts: dict[str, Any] = {
         "stage": stage,
         "config": section,
@@ -89,6 +93,11 @@ def stage_fingerprint(
         if own is not None:  # the reward model's artifact holds its name, not its bytes
             with names_own_base():
                 parts["reward_base"] = _base_digest(own.model_dump_json(), config_dir)
+        if stage == "preferences" and config.preferences is not None:
+            parts["named"] = {
+                name: combine_digests(file_digests(folder))
+                for name, folder in named_adapters(config.preferences, config_dir)
+            }
         if stage == "ppo" and config.ppo is not None and isinstance(config.ppo.reward, FunctionRewardConfig):
             parts["reward_function"] = function_digest(config.ppo.reward.source, config_dir)
         if stage == "ppo" and config.ppo is not None and config.ppo.reward_ensemble is not None:
@@ -98,6 +107,20 @@ def stage_fingerprint(
             ]
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def named_adapters(config: PreferencesConfig, config_dir: Path | None) -> Iterator[tuple[str, Path]]:
+    """The adapters that the `preferences` section names by folder, each with its key.
+
+    Raises:
+        ModelError: One of them is not there.
+    """
+    if config.policy != "sft":
+        yield "policy", adapter_folder(config.policy, config_dir, "preferences.policy")
+    if isinstance(config.selection, DisagreementSelectionConfig):
+        for number, name in enumerate(config.selection.reward_models):
+            setting = "preferences.selection.reward_models"
+            yield f"reward_models.{number}", adapter_folder(name, config_dir, setting)
 
 
 def stage_section(config: PipelineConfig, stage: StageName) -> dict[str, Any]:
