@@ -181,7 +181,8 @@ CASES = [
         "an unknown format of rows",
         ("data.demonstrations.format=xml",),
         "--set data.demonstrations.format=xml: data.demonstrations.format: found 'xml', must be 'auto', "
-        "'instruction', 'prompt_response', 'text', 'messages', 'preference', 'hh' or 'prompt'. Use one of "
+        "'instruction', 'prompt_response', 'text', 'messages', 'sharegpt', 'preference', 'hh', 'ranking', "
+        "'labeled' or 'prompt'. Use one of "
         "them",
     ),
     Case(

@@ -40,7 +40,7 @@ CASES = [
         "preferences in a format without any",
         ("data.preferences={hub: org/pairs, format: text}",),
         "--set data.preferences={hub: org/pairs, format: text}: data.preferences: rows of format `text` "
-        "hold no preferences; one of preference, hh is needed; change `data.preferences.format`, or "
+        "hold no preferences; one of preference, hh, sharegpt, ranking, labeled is needed; change `data.preferences.format`, or "
         "rename columns with `data.preferences.columns`",
     ),
     Case(
