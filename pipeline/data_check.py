@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data.batch_encoding import encode_episodes
 from data.chat import decode_with_special_tokens, encode_episode, encode_prompt
 from data.config import DataConfig, SourceConfig
 from data.errors import DataError
@@ -27,6 +28,7 @@ from stages.data import stage as data_stage
 from stages.metrics import MetricsWriter
 
 NUM_SAMPLES = 16
+_ROLES = {"response": "learned"}
 
 Progress = Callable[[int, int, str], None]
 
@@ -150,7 +152,7 @@ def check_data(
     if tokenizer is not None:
         for number, kind in enumerate(kinds):
             progress(number, len(kinds), f"tokenising {kind}")
-            counted = [_count(tokenizer, record) for record in records[kind]]
+            counted = _counts(tokenizer, records[kind])
             lengths[kind] = {
                 column: describe_lengths([row[column] for row in counted]) for column in (counted[0] if counted else ())
             }
@@ -209,19 +211,27 @@ def _run_stage(
     return payload, dict(output.metrics), output.notes["quality"]
 
 
-def _count(tokenizer: Any, record: Record) -> dict[str, int]:
-    """Tokens of the parts of a record as its stage writes them; a response's end with EOS."""
-    prompt = len(encode_prompt(tokenizer, record.prompt))
+def _counts(tokenizer: Any, records: Sequence[Record]) -> list[dict[str, int]]:
+    """Tokens of the parts of each record as its stage writes them; a response's end with EOS."""
+    texts = [_responses(record) for record in records]
+    encoded = encode_episodes(
+        tokenizer, [(record.prompt, tuple(own.values())) for record, own in zip(records, texts, strict=True)]
+    )
+    return [
+        {"prompt": len(ids.prompt)} | dict(zip(own, map(len, ids.responses), strict=True))
+        for own, ids in zip(texts, encoded, strict=True)
+    ]
+
+
+def _responses(record: Record) -> dict[str, str]:
+    """The responses of a record by what they are."""
     match record:
         case Demonstration():
-            return {"prompt": prompt, "response": len(encode_episode(tokenizer, record.prompt, record.response)[1])}
+            return {"response": record.response}
         case PreferencePair():
-            sides = {"chosen": record.chosen, "rejected": record.rejected}
-            return {"prompt": prompt} | {
-                name: len(encode_episode(tokenizer, record.prompt, text)[1]) for name, text in sides.items()
-            }
+            return {"chosen": record.chosen, "rejected": record.rejected}
         case _:
-            return {"prompt": prompt}
+            return {}
 
 
 def _length(row: dict[str, int], limit: Limit) -> int:
@@ -240,13 +250,7 @@ def _samples(records: dict[Kind, list[Record]], tokenizer: Any) -> Iterator[Samp
 
 
 def _sample(kind: Kind, record: Record, tokenizer: Any) -> Sample:
-    match record:
-        case Demonstration():
-            responses = [("learned", record.response)]
-        case PreferencePair():
-            responses = [("chosen", record.chosen), ("rejected", record.rejected)]
-        case _:
-            responses = []
+    responses = [(_ROLES.get(name, name), text) for name, text in _responses(record).items()]
     if tokenizer is None:
         prompt = record.prompt
         text = prompt if isinstance(prompt, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from data.batch_encoding import Ids
 from rewards.bradley_terry import (
     bradley_terry_accuracy,
     bradley_terry_loss,
@@ -20,9 +21,9 @@ _RELIABILITY_BINS = 10
 class TokenizedPair:
     """A preference pair as token ids; both responses end with EOS."""
 
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+    prompt_ids: Ids
+    chosen_ids: Ids
+    rejected_ids: Ids
     margin: float | None
     weight: float | None = None
 
@@ -40,9 +41,9 @@ def evaluate_pairs(
         Metrics `eval/*` (calibration is that of `sigmoid(chosen - rejected)` as the probability that the first
         of a randomly ordered pair is the chosen one), and the reliability diagram's bins.
     """
-    prompts = [pair.prompt_ids for pair in pairs]
-    chosen = torch.tensor(score_model.score(prompts, [pair.chosen_ids for pair in pairs]))
-    rejected = torch.tensor(score_model.score(prompts, [pair.rejected_ids for pair in pairs]))
+    prompts = [tuple(pair.prompt_ids) for pair in pairs]
+    chosen = torch.tensor(score_model.score(prompts, [tuple(pair.chosen_ids) for pair in pairs]))
+    rejected = torch.tensor(score_model.score(prompts, [tuple(pair.rejected_ids) for pair in pairs]))
     lengths = torch.tensor([len(pair.chosen_ids) - len(pair.rejected_ids) for pair in pairs])
     # Every pair counts in both orders: the outcome would be 1 throughout otherwise, and calibration void.
     probability = preference_probability(chosen, rejected)

@@ -9,7 +9,6 @@ With `reward_model.model` it is a fresh adapter on another base, with that base'
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ import torch
 from datasets import Dataset
 from trl import RewardConfig as TrlRewardConfig
 
-from data.chat import drop_long, encode_episode, encode_prompt, retokenize_episode
+from data.batch_encoding import encode_episodes, retokenize_episodes
+from data.chat import drop_long, encode_prompt
 from data.errors import DataError
 from data.schema import PreferencePair, Prompt, read_split
+from data.token_table import ids_table
 from rewards.contract import RewardFunction
 from stages.accelerator import (
     MetricsCallback,
@@ -263,12 +264,12 @@ def _tokenize(
 ) -> tuple[list[TokenizedPair], int]:
     """Pairs as token ids, and how many were dropped because one side is too long."""
     # On another base as the policy's responses will be scored there, so that training sees the same form.
-    encode = encode_episode if config.model is None else partial(retokenize_episode, finished=True)
-    tokenized = []
-    for pair in pairs:
-        prompt, chosen = encode(tokenizer, pair.prompt, pair.chosen)
-        _, rejected = encode(tokenizer, pair.prompt, pair.rejected)
-        tokenized.append(TokenizedPair(tuple(prompt), tuple(chosen), tuple(rejected), pair.margin, pair.weight))
+    encode = encode_episodes if config.model is None else retokenize_episodes
+    encoded = encode(tokenizer, [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs])
+    tokenized = [
+        TokenizedPair(prompt, chosen, rejected, pair.margin, pair.weight)
+        for (prompt, (chosen, rejected)), pair in zip(encoded, pairs, strict=True)
+    ]
     kept = [
         pair
         for pair in tokenized
@@ -279,18 +280,17 @@ def _tokenize(
 
 def _pair_dataset(pairs: list[TokenizedPair]) -> Dataset:
     """Pairs as TRL's trainer takes them when they are already tokenised."""
-    rows: list[dict[str, Any]] = [
+    table = ids_table(
         {
-            "chosen_ids": [*pair.prompt_ids, *pair.chosen_ids],
-            "rejected_ids": [*pair.prompt_ids, *pair.rejected_ids],
+            "chosen_ids": [[*pair.prompt_ids, *pair.chosen_ids] for pair in pairs],
+            "rejected_ids": [[*pair.prompt_ids, *pair.rejected_ids] for pair in pairs],
         }
-        for pair in pairs
-    ]
+    )
+    dataset = Dataset(table)
     if any(pair.margin is not None for pair in pairs):
-        for row, pair in zip(rows, pairs, strict=True):
-            row["margin"] = pair.margin or 0.0
+        dataset = dataset.add_column("margin", [pair.margin or 0.0 for pair in pairs])
     if any(pair.weight is not None for pair in pairs):
         weights = [1.0 if pair.weight is None else pair.weight for pair in pairs]
-        for row, weight in zip(rows, weights, strict=True):
-            row["weight"] = weight * len(pairs) / sum(weights)  # mean 1: the learning rate keeps its meaning
-    return Dataset.from_list(rows)
+        mean = sum(weights) / len(weights)  # scaled to a mean of 1: the learning rate keeps its meaning
+        dataset = dataset.add_column("weight", [weight / mean for weight in weights])
+    return dataset

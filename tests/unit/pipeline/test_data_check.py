@@ -15,7 +15,7 @@ from tests.unit.stages.data.test_data_stage import write
 class WordTokenizer:
     """One id a word; a chat template of a few marks. EOS is 1."""
 
-    bos_token_id, eos_token_id, eos_token, chat_template = 0, 1, "<e>", "yes"
+    bos_token_id, eos_token_id, eos_token, chat_template, is_fast = 0, 1, "<e>", "yes", False
 
     def encode(self, text: str, **options: Any) -> list[int]:
         """Ids from 2 on."""
