@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data.intervals import wilson_interval
+
 PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 _BINS = 24
 
@@ -84,8 +86,7 @@ def length_bias(chosen: Sequence[int], rejected: Sequence[int]) -> LengthBias:
     """
     count = len(chosen)
     wins = sum(0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(chosen, rejected, strict=True))
-    share, z = wins / count, 1.959964
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    share = wins / count
+    low, high = wilson_interval(share, count)
     difference = (sum(chosen) - sum(rejected)) / count
-    return LengthBias(share, max(centre - half, 0.0), min(centre + half, 1.0), difference, count)
+    return LengthBias(share, low, high, difference, count)

@@ -42,7 +42,8 @@ from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_token
 from stages.models.tuning import attach_adapter, load_adapter_weights, lora_config, save_adapter
 from stages.positions import check_examples, known_positions
 from stages.reward_model.config import NormalizationConfig, RewardModelConfig
-from stages.reward_model.evaluation import TokenizedPair, evaluate_pairs
+from stages.reward_model.evaluation import evaluate_pairs
+from stages.reward_model.evaluation_pairs import TokenizedPair
 from stages.reward_model.trainer import BradleyTerryTrainer, WeightedPairCollator
 from stages.rollouts.contract import RolloutEngine
 from stages.rollouts.episodes import make_episode
@@ -197,8 +198,9 @@ def _finish(
         config_dir=context.config_dir,
     )
     if held_out:
-        found, notes["reliability"] = evaluate_pairs(raw, held_out)
+        found, measured = evaluate_pairs(raw, held_out)
         metrics |= found
+        notes |= measured
         logger.info(
             "held-out accuracy %.3f on %d pairs (longer response: %.3f)",
             found["eval/accuracy"], len(held_out), found["eval/length_baseline_accuracy"],
@@ -267,7 +269,7 @@ def _tokenize(
     encode = encode_episodes if config.model is None else retokenize_episodes
     encoded = encode(tokenizer, [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs])
     tokenized = [
-        TokenizedPair(prompt, chosen, rejected, pair.margin, pair.weight)
+        TokenizedPair(prompt, chosen, rejected, pair.margin, pair.weight, pair.source)
         for (prompt, (chosen, rejected)), pair in zip(encoded, pairs, strict=True)
     ]
     kept = [
