@@ -52,13 +52,13 @@ else
 endif
 	touch $@
 
-# The report's test opens the page in headless Chromium.
+# The tests of the report and of the labeling page open them in headless Chromium.
 browser:
 	@command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 || \
 	  command -v google-chrome >/dev/null 2>&1 || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && \
 	    apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
-	  { echo "Chromium is needed by the report's tests: install it with your package manager."; exit 1; }
+	  { echo "Chromium is needed by the tests of the report and of the labeling page: install it with your package manager."; exit 1; }
 
 lint:
 	$(BIN)/ruff check .

@@ -69,11 +69,16 @@ def encode_response(tokenizer: "PreTrainedTokenizerBase", response: str) -> list
             "the tokenizer has no EOS token; responses need one to end with; set `eos_token` in its "
             "tokenizer_config.json, or use another base model"
         )
-    text = response
-    while text.endswith(tokenizer.eos_token):
-        text = text.removesuffix(tokenizer.eos_token)
+    text = without_final_eos(tokenizer, response)
     ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return [*ids, int(tokenizer.eos_token_id)]
+
+
+def without_final_eos(tokenizer: "PreTrainedTokenizerBase", response: str) -> str:
+    """A response without the EOS, or several, that its text may end with."""
+    while response.endswith(tokenizer.eos_token):
+        response = response.removesuffix(tokenizer.eos_token)
+    return response
 
 
 def encode_episode(
@@ -122,6 +127,11 @@ def response_text(
 def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     """Decode the ids of a response, special tokens left out."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def decode_with_special_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """Decode ids as the model sees them, special tokens written out."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 def uses_chat_template(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, chat_template: str | None = None) -> bool:

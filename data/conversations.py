@@ -14,14 +14,15 @@ from itertools import pairwise
 from typing import Any
 
 from data.errors import DataError
-from data.readers import Row
+from data.rows import Row
 from data.schema import Message, Role
 from data.shown import shown
 
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _ROLE_NAMES: dict[str, Role] = {
     "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
-    "human": "user", "gpt": "assistant",  # ShareGPT, with keys `from` and `value`
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant",  # ShareGPT, with keys `from` and `value`
+    "function_call": "assistant", "observation": "tool", "function_response": "tool",
 }  # fmt: skip
 
 

@@ -10,18 +10,20 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from data.errors import DataError
+from data.shown import shown
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+PACKED = (".gz", ".zst")
 MAX_LINE_BYTES = 1 << 26
 """Longest line of JSON lines and tables, 64 MiB: a file without line ends is no file of rows."""
 
-# Text packs 3 to 10 times; deflate's limit is 1032 times, which only a bomb or a file of one byte comes near.
+# Text packs 3 to 10 times; a bomb, or a file of one byte repeated, packs 1000 times with deflate and more with zstd.
 _MAX_UNPACKED_RATIO = 200
 _MIN_UNPACKED_BYTES = 1 << 25
 _CHUNK_BYTES = 1 << 20
@@ -36,13 +38,13 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "gzip data", "add .gz to its name"),
     (b"PAR1\x15", "a Parquet file", "give it the suffix .parquet"),
     (b"PK\x03\x04", "a zip archive or an Excel workbook", "unpack it, or export it as CSV"),
-    (b"\x28\xb5\x2f\xfd", "zstd data", "unpack it with `zstd -d`"),
+    (b"\x28\xb5\x2f\xfd", "zstd data", "add .zst to its name"),
     (b"BZh91AY", "bzip2 data", "unpack it with `bunzip2`"),
     (b"\xfd7zXZ\x00", "xz data", "unpack it with `unxz`"),
     (b"%PDF-", "a PDF document", "export the rows as JSON lines"),
     (b"\x89PNG", "a PNG image", "name the file of the rows"),
     (b"SQLite format 3\x00", "an SQLite data base", "export the table as CSV"),
-    (b"ARROW1", "an Arrow file", "write it as Parquet"),
+    (b"ARROW1", "an Arrow file", "give it the suffix .arrow"),
     (b"version https://git-lfs", "a pointer of Git LFS instead of the data", "run `git lfs pull`"),
     (b"<!doctype html", "a web page", "download the file itself, not the page that shows it"),
     (b"<html", "a web page", "download the file itself, not the page that shows it"),
@@ -56,14 +58,16 @@ _OTHER_MARKS = (  # in this order: the mark of UTF-32 begins with that of UTF-16
 
 
 def file_suffix(path: Path) -> str:
-    """The suffix that says how a file is read, without `.gz`; empty when it is none that can be read."""
-    name = path.name.lower().removesuffix(".gz")
+    """The suffix that says how a file is read, without `.gz` or `.zst`; empty when it is none that can be read."""
+    name = path.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
-def is_gzipped(path: Path) -> bool:
-    """Whether the name says that the file is packed."""
-    return path.name.lower().endswith(".gz")
+def packed_suffix(path: Path) -> str:
+    """The suffix that says how a file is packed; empty where it is not."""
+    return next((suffix for suffix in PACKED if path.name.lower().endswith(suffix)), "")
 
 
 def check_regular(path: Path, name: str | None = None) -> None:
@@ -105,15 +109,18 @@ def reason_of(error: OSError | ValueError) -> str:
 
 @contextmanager
 def open_data_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading, unpacked where its name ends with `.gz`. Its errors become a `DataError`."""
+    """Open a file for reading, unpacked where its name ends so. Its errors become a `DataError`."""
     try:
         check_regular(path)
         with path.open("rb") as raw:
-            if is_gzipped(path):
-                with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
-                    yield io.BufferedReader(_Bounded(unpacked, raw, path), _CHUNK_BYTES)
-            else:
-                yield raw
+            match packed_suffix(path):
+                case ".gz":
+                    with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
+                        yield io.BufferedReader(_Bounded(unpacked.read1, raw, path, "gzip"), _CHUNK_BYTES)
+                case ".zst":
+                    yield io.BufferedReader(_Bounded(_zstd_reader(raw, path), raw, path, "zstd"), _CHUNK_BYTES)
+                case _:
+                    yield raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: damaged gzip file ({error}); a complete one is needed; fetch or compress it again"
@@ -125,24 +132,42 @@ def open_data_file(path: Path) -> Iterator[IO[bytes]]:
         ) from None
 
 
+def _zstd_reader(raw: IO[bytes], path: Path) -> Callable[[int], bytes]:
+    """Reads what a zstd file unpacks to, frame after frame."""
+    import pyarrow  # late: a quarter of a second, and only such a file needs it
+
+    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+
+    def read(size: int) -> bytes:
+        try:
+            return bytes(stream.read(size))
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(
+                f"{path}: damaged zstd file ({shown(str(error), 200)}); a complete one is needed; fetch or compress it "
+                f"again"
+            ) from None
+
+    return read
+
+
 class _Bounded(io.RawIOBase):
     """An unpacked stream that ends with an error where it grows out of all proportion to the file."""
 
-    def __init__(self, unpacked: gzip.GzipFile, packed: IO[bytes], path: Path) -> None:
-        self._unpacked, self._packed, self._path = unpacked, packed, path
+    def __init__(self, read: Callable[[int], bytes], packed: IO[bytes], path: Path, kind: str) -> None:
+        self._read, self._packed, self._path, self._kind = read, packed, path, kind
         self._count = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
-        data = self._unpacked.read1(len(buffer))
+        data = self._read(len(buffer))
         buffer[: len(data)] = data
         self._count += len(data)
         if self._count > max(_MIN_UNPACKED_BYTES, _MAX_UNPACKED_RATIO * self._packed.tell()):
             raise DataError(
-                f"{self._path}: the gzip file unpacks to over {_MAX_UNPACKED_RATIO} times its size; text packs 3 to "
-                f"10 times, so this is no data; check where the file comes from, or unpack it yourself"
+                f"{self._path}: the {self._kind} file unpacks to over {_MAX_UNPACKED_RATIO} times its size; text packs "
+                f"3 to 10 times, so this is no data; check where the file comes from, or unpack it yourself"
             )
         return len(data)
 

@@ -15,11 +15,15 @@ from typing import Any
 
 from data.errors import DataError
 from data.files import reason_of
-from data.readers import Row
+from data.rows import Row
 from data.shown import shown
 
 QUARANTINE = "quarantine.jsonl"
 REASONS: dict[str, tuple[str, str]] = {
+    "all_tied": (
+        "two responses of different rank are needed, and here all are equal in rank or text",
+        "rank the responses, or remove the rows",
+    ),
     "broken_unicode": (
         "whole characters are needed, and these rows hold one half of a pair that JSON wrote as two",
         "write the file again from its source, and cut texts between characters",
@@ -48,6 +52,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "remove tool calls without text, or write them as text",
     ),
     "no_assistant_turn": ("an assistant's turn to learn from is needed", "add the responses to the conversations"),
+    "no_counterpart": (
+        "a good and a bad response to the same prompt are needed to compare, and these prompts have one of the two",
+        "label more responses to these prompts, or use the good ones as demonstrations",
+    ),
     "no_turns": (
         "turns are needed: a list of messages that is not empty, or a transcript that starts with `Human:`",
         "repair the conversations, or set another `format`",
@@ -69,6 +77,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "too_long": (
         "a million characters in a row at most are needed, since no step of training holds more",
         "cut these texts into parts, or check how the rows are parted",
+    ),
+    "too_many_responses": (
+        "64 responses in a row at most are needed, since every two of them make a pair",
+        "leave out some of the responses",
     ),
     "turns_do_not_alternate": (
         "turns of user and assistant in alternation are needed",

@@ -1,4 +1,4 @@
-"""Rows from one file: JSON, JSON lines, CSV, TSV and Parquet, each also gzipped.
+"""Rows from one file: JSON, JSON lines, CSV and TSV; Parquet and Arrow are in `data.columnar`. Each may be packed.
 
 Knows nothing of records: a row is a dictionary and the place it came from, which errors downstream name.
 Every defect of a file is a `DataError` that names the line.
@@ -6,16 +6,16 @@ Every defect of a file is a `DataError` that names the line.
 
 import codecs
 import csv
-import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data.columnar import read_arrow, read_parquet
 from data.errors import DataError
 from data.files import SUFFIXES, file_suffix, open_data_file, text_lines
+from data.rows import Row
 from data.shown import shown, shown_list
 
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
@@ -23,27 +23,11 @@ _MAX_CSV_FIELD_CHARS = 1 << 30  # the default of 131072 is shorter than some res
 _OTHER_DELIMITERS = ";\t|,"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a source.
-
-    Attributes:
-        values: Value by column.
-        origin: Where it stands, for messages: `path:line`, or `path: row N` where there are no lines.
-        place: The same with the file's name below the source's folder, which may stand in an artifact; empty where
-            it is the origin.
-    """
-
-    values: dict[str, Any]
-    origin: str
-    place: str = ""
-
-
 def read_file(path: Path) -> Iterator[Row]:
     """Read the rows of one file, in order.
 
     Args:
-        path: A file with one of `SUFFIXES`, or one of them and `.gz`.
+        path: A file with one of `SUFFIXES`, or one of them and `.gz` or `.zst`.
 
     Yields:
         Its rows; at least one.
@@ -61,11 +45,13 @@ def read_file(path: Path) -> Iterator[Row]:
         case ".tsv":
             rows = _read_table(path, "\t")
         case ".parquet":
-            rows = _read_parquet(path)
+            rows = read_parquet(path)
+        case ".arrow":
+            rows = read_arrow(path)
         case _:
             raise DataError(
                 f"{path}: files of this type cannot be read; {', '.join(SUFFIXES)} are needed, each also "
-                f"with .gz; convert the file or rename it"
+                f"with .gz or .zst; convert the file or rename it"
             )
     found = False
     for row in rows:
@@ -228,31 +214,3 @@ def _header(fields: list[str], delimiter: str, where: str) -> list[str]:
             f"a first row with one name a column is needed; repair the header"
         )
     return header
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    # Late: a quarter of a second, and only Parquet needs it.
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    with open_data_file(path) as file:
-        content = io.BytesIO(file.read())
-    number = 0
-    if not content.getbuffer().nbytes:
-        return
-    try:
-        for batch in pyarrow.parquet.ParquetFile(content).iter_batches(batch_size=1024):
-            if len(set(batch.schema.names)) < len(batch.schema.names):
-                raise DataError(
-                    f"{path}: the columns {shown_list(batch.schema.names)} have a name twice; one name a column is "
-                    f"needed; write the file again without the repeated one"
-                )
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(values, f"{path}: row {number}")
-    # Damaged pages end in errors of Python too: text that is not UTF-8, times that no calendar has.
-    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, TypeError, LookupError) as error:
-        raise DataError(
-            f"{path}: damaged Parquet file ({shown(str(error), 200)}); a complete one is needed; fetch or write it "
-            f"again"
-        ) from None

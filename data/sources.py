@@ -11,20 +11,21 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from data.config import SourceConfig, absolute_path
+from data.config import RowsConfig, absolute_path
 from data.errors import DataError
 from data.files import SUFFIXES, check_regular, file_suffix, reason_of
-from data.readers import Row, read_file
+from data.readers import read_file
+from data.rows import Row
 from data.shown import nearest, shown
 
 SAMPLES_PREFIX = "samples:"
 
 
-def read_rows(source: SourceConfig, config_dir: Path | None, *, name: str) -> Iterator[Row]:
+def read_rows(source: RowsConfig, config_dir: Path | None, *, name: str) -> Iterator[Row]:
     """Read the rows of a source, file after file in sorted order, at most `source.limit`.
 
     Args:
@@ -39,7 +40,7 @@ def read_rows(source: SourceConfig, config_dir: Path | None, *, name: str) -> It
     return islice(rows, source.limit)
 
 
-def source_files(source: SourceConfig, config_dir: Path | None, *, name: str = "data source") -> list[Path]:
+def source_files(source: RowsConfig, config_dir: Path | None, *, name: str = "data source") -> list[Path]:
     """The files of a source, sorted; none for a data set of the hub.
 
     Args:
@@ -53,7 +54,7 @@ def source_files(source: SourceConfig, config_dir: Path | None, *, name: str = "
     return [path for path, _ in _named_files(source, config_dir, name)]
 
 
-def source_digest(source: SourceConfig, config_dir: Path | None, *, name: str = "data source") -> str:
+def source_digest(source: RowsConfig, config_dir: Path | None, *, name: str = "data source") -> str:
     """SHA-256, in hexadecimal, of what a source holds.
 
     Files: their bytes and their names below the folder or glob, never the path on this machine. A data set of
@@ -78,13 +79,13 @@ def source_digest(source: SourceConfig, config_dir: Path | None, *, name: str = 
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode(errors="surrogateescape")).hexdigest()
 
 
-def _file_rows(source: SourceConfig, config_dir: Path | None, name: str) -> Iterator[Row]:
+def _file_rows(source: RowsConfig, config_dir: Path | None, name: str) -> Iterator[Row]:
     for path, label in _named_files(source, config_dir, name):
         for row in read_file(path):
             yield replace(row, place=label + row.origin.removeprefix(str(path)))
 
 
-def _named_files(source: SourceConfig, config_dir: Path | None, name: str) -> list[tuple[Path, str]]:
+def _named_files(source: RowsConfig, config_dir: Path | None, name: str) -> list[tuple[Path, str]]:
     """Files with the name that counts: relative to the folder, or to the folder that a glob's hits share."""
     if source.path is None:
         return []
@@ -142,7 +143,7 @@ def _folder_files(folder: Path, name: str) -> list[tuple[Path, str]]:
         but = f" ({hidden} hidden ones are left out)" if hidden else ""
         raise DataError(
             f"{folder}: {name}: the folder holds no data file{but}; files with {', '.join(SUFFIXES)} are needed, "
-            f"each also with .gz; correct `{name}.path`"
+            f"each also with .gz or .zst; correct `{name}.path`"
         )
     return [(found[label], label) for label in sorted(found)]
 
@@ -192,7 +193,7 @@ def _sample(label: str, name: str) -> Path:
     )
 
 
-def _hub_rows(source: SourceConfig, name: str) -> Iterator[Row]:
+def _hub_rows(source: RowsConfig, name: str) -> Iterator[Row]:
     import datasets  # late: it takes seconds, and files on this machine do without
     import httpx
 
@@ -203,7 +204,11 @@ def _hub_rows(source: SourceConfig, name: str) -> Iterator[Row]:
         if source.config is not None:
             known = datasets.get_dataset_config_names(source.hub, revision=source.revision)
             selection = {"name" if source.config in known else "data_dir": source.config}
-        dataset = datasets.load_dataset(source.hub, split=source.split, revision=source.revision, **selection)
+        dataset = datasets.load_dataset(
+            source.hub, split=source.split, revision=source.revision, streaming=source.streaming, **selection
+        )
+        rows = enumerate(dataset, 1)
+        first = next(rows, None)  # a stream is opened by its first row
     # RuntimeError: data sets that are scripts, which are not executed. DatasetsError: files of it are damaged.
     except (OSError, ValueError, RuntimeError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
@@ -211,5 +216,6 @@ def _hub_rows(source: SourceConfig, name: str) -> Iterator[Row]:
             f"configuration and split, and a connection or a filled cache, are needed; correct `{name}`, or "
             f"download the files and set `{name}.path`"
         ) from None
-    for number, values in enumerate(dataset, 1):
-        yield Row(dict(values), f"{where}: row {number}")
+    if first is not None:
+        for number, values in chain([first], rows):
+            yield Row(dict(values), f"{where}: row {number}")

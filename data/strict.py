@@ -73,6 +73,10 @@ def all_contradictions(section: BaseModel, *above: str) -> Iterator[tuple[tuple[
             for number, item in enumerate(value):
                 if isinstance(item, BaseModel):
                     yield from all_contradictions(item, *above, name, str(number))
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                if isinstance(inner, BaseModel):
+                    yield from all_contradictions(inner, *above, name, key)
     if isinstance(section, Section):
         for contradiction in section.contradictions():
             yield above, contradiction
@@ -132,4 +136,4 @@ EnvironmentName = Annotated[str, AfterValidator(_names_variable)]
 def differs(section: BaseModel, name: str) -> bool:
     """Whether a value is another than the default: defaults written out are no wish."""
     value: Any = getattr(section, name)
-    return bool(value != type(section).model_fields[name].default)
+    return bool(value != type(section).model_fields[name].get_default(call_default_factory=True, validated_data={}))

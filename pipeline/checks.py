@@ -5,11 +5,12 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from data.config import SourceConfig
+from data.config import source_parts
 from data.errors import UserError
-from data.formats import parse_source
-from data.quarantine import QUARANTINE, check_share
-from data.schema import KINDS, Kind
+from data.formats import parse_sources
+from data.parsed import NothingLeft
+from data.quarantine import QUARANTINE, check_share, count_reasons
+from data.schema import KINDS
 from data.sources import read_rows
 from pipeline.config import PipelineConfig
 from pipeline.environment import environment_problems
@@ -17,9 +18,10 @@ from pipeline.graph import stage_inputs
 from pipeline.model_sizes import size_problems
 from pipeline.reward_checks import reward_problems
 from pipeline.session import RunPlan
-from pipeline.store import lookup, stage_fingerprint
+from pipeline.store import lookup, named_adapters, stage_fingerprint
 from pipeline.tasks import missing_in_store
 from stages.contract import Artifact, StageName
+from stages.models.adapters import check_adapter, check_reward_model
 from stages.models.own_base import names_own_base
 from stages.models.sources import check_base
 from stages.storage import check_room
@@ -54,23 +56,11 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
         except UserError as error:
             problems.append(str(error))
     problems += reward_problems(config, config_dir)
+    problems += _preferences_problems(config, config_dir)
     problems += size_problems(config, config_dir)
-    for name, source in local_sources(config):
-        quarantine = config.output_path() / f"{name}.{QUARANTINE}"
-        with suppress(OSError):
-            quarantine.unlink()  # of an earlier try
-        try:
-            rows = islice(read_rows(source, config_dir, name=f"data.{name}"), _ROWS_CHECKED)
-            parsed = parse_source(rows, name, source, quarantine=quarantine)
-            if parsed.num_rows < _ROWS_CHECKED:  # of a longer source, the `data` stage counts all rows
-                check_share(
-                    parsed.quarantine, parsed.num_rows, config.data.max_skipped_share, name=f"data.{name}",
-                    quarantine=quarantine,
-                )  # fmt: skip
-        except UserError as error:
-            problems.append(str(error))
+    problems += _source_problems(config, config_dir)
     prompts = config.data.prompts or config.data.preferences or config.data.demonstrations
-    if config.evaluation is not None and prompts is not None and prompts.held_out == 0.0:
+    if config.evaluation is not None and prompts is not None and not prompts.holds_out:
         kind = next(kind for kind in reversed(KINDS) if getattr(config.data, kind) is not None)
         problems.append(
             f"data.{kind}.held_out: 0 holds no prompt out; `evaluation` needs two or more at the end of the run; raise "
@@ -80,12 +70,42 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
 
-def local_sources(config: PipelineConfig) -> Iterator[tuple[Kind, SourceConfig]]:
-    """The sources on this machine, by name. Those of the hub are first read by the `data` stage."""
-    for name in KINDS:
-        source: SourceConfig | None = getattr(config.data, name)
-        if source is not None and source.hub is None:
-            yield name, source
+def _source_problems(config: PipelineConfig, config_dir: Path | None) -> list[str]:
+    """What is wrong with the beginnings of the sources on this machine; the `data` stage reads those of the hub."""
+    problems = []
+    for kind, key, part in source_parts(config.data):
+        if part.hub is not None:
+            continue
+        quarantine = config.output_path() / f"{key.removeprefix('data.')}.{QUARANTINE}"
+        with suppress(OSError):
+            quarantine.unlink()  # of an earlier try
+        try:
+            rows = islice(read_rows(part, config_dir, name=key), _ROWS_CHECKED)
+            (parsed,) = parse_sources([(key, part, rows)], kind, quarantine=quarantine)
+            if parsed.num_rows < _ROWS_CHECKED:  # of a longer source, the `data` stage counts all rows
+                share = config.data.max_skipped_share
+                check_share(parsed.quarantine, parsed.num_rows, share, name=key, quarantine=quarantine)
+        except NothingLeft as error:
+            # Where the good responses come first, their bad counterparts lie behind the rows read here.
+            if len(error.quarantine) < _ROWS_CHECKED or set(count_reasons(error.quarantine)) != {"no_counterpart"}:
+                problems.append(str(error))
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _preferences_problems(config: PipelineConfig, config_dir: Path | None) -> Iterator[str]:
+    """Adapters that the `preferences` section names: not there, damaged, or of another base."""
+    if config.preferences is None:
+        return
+    try:
+        for key, folder in named_adapters(config.preferences, config_dir):
+            if key == "policy":
+                check_adapter(folder, config.model, config_dir=config_dir)
+            else:
+                check_reward_model(folder, config.model, config_dir=config_dir)
+    except UserError as error:
+        yield str(error)
 
 
 def stored_stages(config: PipelineConfig, config_dir: Path | None, store_dir: Path) -> dict[StageName, Artifact | None]:

@@ -55,6 +55,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_set(validate)
     _add_output_dir(validate, default=None)
 
+    data = _add(commands, "data", "look at data before training").add_subparsers(
+        dest="data_command", required=True, metavar="COMMAND"
+    )
+    check = _add(data, "check", "count, measure and judge the rows of a configuration or a file")
+    check.add_argument("target", metavar="CONFIG|PATH", help="YAML file, or a data file, folder or glob")
+    check.add_argument("--base", metavar="MODEL", help="count tokens of a data file by this base's tokenizer")
+    _add_set(check)
+    _add_output_dir(check, default=None)
+
     _add_output_dir(_add(commands, "runs", "list the runs"))
     show = _add_for_run(commands, "show", "a run's stages, artifacts and figures")
     show.add_argument("--json", action="store_true", help="print run.json and nothing else")
@@ -65,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--to", metavar="DIR", required=True, help="folder to write; empty, or not there yet")
     export.add_argument("--merge", action="store_true", help="merge the adapter into its base: one model, no PEFT")
     _add_stage(export)
+    _add_label(commands)
     gc = _add(commands, "gc", "list what no run uses: artifacts, records, what killed runs left")
     gc.add_argument("--remove", action="store_true", help="remove it; no run may be at work")
     _add_output_dir(gc)
@@ -129,6 +139,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from pipeline.commands.validate import validate
 
             return validate(options)
+        case "data":
+            from pipeline.commands.data import check
+
+            return check(options)
         case "runs":
             from pipeline.commands.show import list_all
 
@@ -141,6 +155,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from pipeline.commands.report import report
 
             return report(options)
+        case "label":
+            from pipeline.commands.label import label
+
+            return label(options)
         case "chat":
             from pipeline.commands.chat import chat
 
@@ -168,6 +186,24 @@ def _add_for_run(
     parser.add_argument("run", metavar="RUN", help="name of the run")
     _add_output_dir(parser)
     return parser
+
+
+def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    label = _add_for_run(commands, "label", "rank a run's responses on a page; import and export labels")
+    label.add_argument("--annotator", metavar="NAME", help="who labels here (default: the page asks)")
+    label.add_argument("--port", type=_port, metavar="N", help="port of the page (default: the one of last time)")
+    files = label.add_mutually_exclusive_group()
+    files.add_argument("--import", metavar="FILE", dest="import_file", help="take labels from FILE, and end")
+    files.add_argument("--export", metavar="FILE", dest="export_file", help="write labels to FILE, and end")
+    label.add_argument(
+        "--format", choices=("jsonl", "argilla", "label_studio"), default="jsonl", help="of FILE (default: jsonl)"
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"found {text[:20]!r}, a port is a number from 1 to 65535; give another")
+    return int(text)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:

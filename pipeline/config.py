@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from data.config import FORMATS_BY_KIND, DataConfig, SourceConfig, wrong_format
-from data.schema import KINDS
+from data.config import FORMATS_BY_KIND, DataConfig, source_parts, wrong_format
 from data.strict import Contradiction, PathText, Section, StrictModel, Text, differs
 from stages.contract import STAGE_NAMES, StageName
 from stages.evaluation.config import EvaluationConfig
@@ -157,14 +156,12 @@ class PipelineConfig(Section):
                 ("evaluation", "ppo"),
                 "evaluation: compares PPO with SFT, but `ppo: null` switches PPO off; set `evaluation: null`",
             )
-        for wanted in KINDS:
-            given: SourceConfig | None = getattr(data, wanted)
-            if given is not None and given.format not in ("auto", *FORMATS_BY_KIND[wanted]):
-                key = f"data.{wanted}"
-                yield Contradiction((f"{key}.format",), wrong_format(key, given.format, wanted))
+        for wanted, key, part in source_parts(data):
+            if part.format not in ("auto", *FORMATS_BY_KIND[wanted]):
+                yield Contradiction((f"{key}.format",), wrong_format(key, part.format, wanted))
         kind = "preferences" if data.demonstrations is None else "demonstrations"
         source = data.demonstrations or data.preferences
-        if source is not None and source.held_out == 0 and self.sft.eval_every_steps is not None:
+        if source is not None and not source.holds_out and self.sft.eval_every_steps is not None:
             yield Contradiction(
                 ("sft.eval_every_steps", "data"),
                 f"sft.eval_every_steps={self.sft.eval_every_steps}, but data.{kind}.held_out=0 leaves nothing to "

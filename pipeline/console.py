@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _PLAIN_EVERY_SECONDS = 10.0
 _HEADLINES = (
     "gold/gain", "proxy/gain", "win_rate/mean", "kl/mean", "eval/accuracy", "eval/loss", "train/loss",
-    "objective/scores", "objective/kl",
+    "objective/scores", "objective/kl", "train/pairs", "human/labels", "human/krippendorff_alpha",
 )  # fmt: skip
 
 

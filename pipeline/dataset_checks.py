@@ -6,18 +6,22 @@ A token count here is of the texts alone, a little less than what a stage sees w
 refused would have failed for sure; each stage still counts for itself.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from data.errors import DataError
+from data.quality.config import ChecksConfig
+from data.quality.findings import level_of
 from data.schema import Kind, PreferencePair, Prompt, Split, read_split
 from pipeline.config import PipelineConfig
 from rewards.references import check_references
 from stages.contract import StageName
 from stages.models.config import ModelConfig
 from stages.models.sources import tokenizer_file
+
+_SAMPLE_ROWS = 512
 
 TokenCount = Callable[[str], int]
 
@@ -76,6 +80,8 @@ def check_dataset(
                 f"data.{need.kind}: of {len(texts)} rows {side}, {found} have at most {need.max_tokens} tokens "
                 f"({need.setting}); {need.stage} needs {need.least}; raise `{need.setting}`, or {need.remedy}"
             )
+        elif counted is not None:
+            problems += _truncation(need, texts, counted, config.data.checks)
     if config.ppo is not None and "ppo" in stages:
         try:
             check_references(config.ppo.reward_components, read_split(dataset, "prompts", "train"))
@@ -83,6 +89,19 @@ def check_dataset(
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
+
+
+def _truncation(need: _Need, texts: Sequence[tuple[str, ...]], count: TokenCount, checks: ChecksConfig) -> list[str]:
+    """The finding `truncation` where it is an error, on a sample of the rows; the stages count all of them."""
+    sample = texts[:: max(len(texts) // _SAMPLE_ROWS, 1)]
+    share = sum(not _fits(each, need.max_tokens, count) for each in sample) / len(sample)
+    if level_of("truncation", share, checks) != "error":
+        return []
+    return [
+        f"data.{need.kind}: {share:.0%} of {len(sample)} rows looked at are longer than {need.setting}="
+        f"{need.max_tokens} tokens, and {need.stage} would drop them; rows that fit are needed; raise "
+        f"`{need.setting}`, or go on with `data.checks.levels: {{truncation: warning}}`"
+    ]
 
 
 def _needs(config: PipelineConfig) -> Iterator[_Need]:

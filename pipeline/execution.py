@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from pipeline.timings import Timings
 from pipeline.tracking import Tracker, start_tracker
 from stages.checkpoint import newest_step
 from stages.interruption import Interrupted, announcing
+from stages.preferences.labeling import LABELING
 from stages.storage import storage_error
 
 logger = logging.getLogger(__name__)
@@ -155,10 +155,11 @@ def _summarise(console: Console, run: RunFolder) -> None:
 
 def _going_on(run: RunFolder) -> str:
     """The command that goes on with a run that has ended before its end, and where it does."""
-    place = "" if run.output_dir == Path("outputs").resolve() else f" --output-dir {shlex.quote(str(run.output_dir))}"
-    command = f"`rlhf resume {run.name}{place}` goes on"
+    command = f"`rlhf resume {run.name}{run.output_dir_option}` goes on"
     for entry in run.record["stages"]:
         if entry["status"] == "failed":
+            if (run.stage_dir(entry["name"]) / LABELING).is_dir():
+                return f"{command} in {entry['name']}, with all labels"
             step = newest_step(run.stage_dir(entry["name"]))
             return f"{command} {'at the start' if step is None else f'after step {step}'} of {entry['name']}"
     return command

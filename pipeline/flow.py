@@ -8,8 +8,8 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from prefect import flow, get_run_logger, tags, task
@@ -26,7 +26,7 @@ from prefect.settings import (
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     temporary_settings,
 )
-from prefect.states import Completed, Crashed, State
+from prefect.states import Completed, Crashed, Paused, Running, State
 
 from data.errors import StageError, UserError
 from data.redaction import holds_secret, redact, redact_values
@@ -118,6 +118,7 @@ def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]]
                     log=lambda line: run_logger.info("%s", line),
                     progress=mirror.update,
                     on_execute=mirror.start,
+                    pausing=_paused,
                 )
         except Exception as error:  # of whatever kind: Prefect stores its text and traceback
             if holds_secret("".join(traceback.format_exception(error))):
@@ -142,6 +143,29 @@ def _stage_task(session: Session, stage: StageName) -> Callable[[dict[str, Any]]
         retry_condition_fn=_is_worth_retrying,
     )(run_one)
     return stage_task
+
+
+@contextmanager
+def _paused(reason: str) -> Iterator[None]:
+    """Show the flow run as paused while this lasts.
+
+    By force: a pause of Prefect's own (`pause_flow_run`) ends after a time, asks the server every few seconds, and
+    fails a run that somebody resumes too late.
+    """
+    flow_run_id = get_run_context().task_run.flow_run_id
+    _set_flow_state(flow_run_id, Paused(message=reason))
+    try:
+        yield
+    finally:
+        _set_flow_state(flow_run_id, Running())
+
+
+def _set_flow_state(flow_run_id: Any, state: State[Any]) -> None:
+    try:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run_id, state, force=True)
+    except Exception as error:  # of whatever kind: Prefect only mirrors, and never ends a run
+        logger.warning("Prefect: the run could not be shown as %s: %s", state.name, error)
 
 
 def _without_secrets(error: Exception) -> Exception:

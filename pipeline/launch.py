@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from data.config import source_parts
 from data.errors import StageError, UserError
 from data.redaction import redact
 from pipeline.children import python_command, run_child
@@ -28,6 +29,7 @@ from stages.memory_errors import memory_advice
 from stages.models.sources import base_kind, offline_environment
 from stages.process import source_root
 from stages.run import StageSpec, run_stage
+from stages.waiting import WaitingForPeople
 
 Progress = Callable[[int, int, str], None]
 Log = Callable[[str], None]
@@ -36,6 +38,7 @@ _LOGGERS = ("stages", "data", "rewards")
 _PROGRESS = "::progress:: "
 _USER_ERROR = "::user-error:: "
 _STAGE_ERROR = "::stage-error:: "
+_WAITING = "::waiting:: "
 _TAIL_LINES = 20
 _KILLED = "Signal 9 (SIGKILL) received"  # torchrun's words for a rank
 # Last line of a rank's traceback; the launcher's own, which follows, says only that a rank failed.
@@ -48,8 +51,7 @@ _CONNECTION_ERROR = re.compile(
 
 def stage_environment(config: PipelineConfig, config_dir: Path | None) -> dict[str, str]:
     """Settings of the libraries below the stages; an inline run needs them before the first heavy import."""
-    sources = (config.data.demonstrations, config.data.preferences, config.data.prompts)
-    uses_hub = any(source is not None and source.hub is not None for source in sources)
+    uses_hub = any(part.hub is not None for _, _, part in source_parts(config.data))
     own = config.own_reward_base
     uses_hub = uses_hub or (own is not None and base_kind(own.base, config_dir) == "hub")
     variables = {
@@ -83,6 +85,7 @@ def execute(spec: StageSpec, launch: LaunchConfig, log: Log, progress: Progress)
         UserError: The user's data, model or settings are at fault.
         ConnectionError: The network failed; trying again may help.
         StageError: The stage's process failed. Inline, its own exception comes through.
+        WaitingForPeople: The stage is to be executed again when people have done their part.
     """
     spec.stage_dir.mkdir(parents=True, exist_ok=True)
     with (spec.stage_dir / "log.txt").open("a", encoding="utf-8") as file:
@@ -104,7 +107,7 @@ def _execute_inline(spec: StageSpec, log_file: TextIO, log: Log, progress: Progr
     try:
         with contextlib.redirect_stdout(_LineWriter(log)):  # trainers print their figures
             return run_stage(spec, progress)
-    except UserError:
+    except (UserError, WaitingForPeople):
         raise
     except Exception:  # of whatever kind: a process of its own would leave its traceback in the log, too
         log_file.write(redact(traceback.format_exc()))
@@ -120,6 +123,7 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
     user_errors: list[str] = []
     stage_errors: list[str] = []
     causes: list[str] = []
+    waiting: list[Path] = []
 
     def on_line(line: str) -> None:
         before, marker, payload = line.partition(_USER_ERROR)
@@ -129,6 +133,10 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
         before, marker, payload = line.partition(_STAGE_ERROR)
         if marker:
             stage_errors.append(redact(json.loads(payload)))
+            return
+        before, marker, payload = line.partition(_WAITING)
+        if marker:
+            waiting.append(Path(json.loads(payload)))
             return
         before, marker, payload = line.partition(_PROGRESS)
         if marker:
@@ -147,6 +155,8 @@ def _execute_in_process(spec: StageSpec, launch: LaunchConfig, log: Log, progres
     if status == 0:
         manifest: dict[str, Any] = json.loads((spec.stage_dir / "manifest.json").read_text(encoding="utf-8"))
         return manifest
+    if waiting:
+        raise WaitingForPeople(waiting[0])
     if user_errors:
         raise UserError(user_errors[0])
     if stage_errors:

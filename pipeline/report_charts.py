@@ -140,6 +140,28 @@ def reliability_chart(bins: Sequence[tuple[float, float, float]]) -> str:
     )
 
 
+def histogram_chart(edges: Sequence[int], counts: Sequence[int], x_label: str, label: str) -> str:
+    """Bars of counts over intervals; the last one holds all that is longer, too."""
+    left = 54
+    most = max(counts, default=1) or 1
+    x = Scale(edges[0], edges[-1], left, WIDTH - _RIGHT)
+    y = Scale(0, most, HEIGHT - _BOTTOM, _TOP)
+    parts = _axes(
+        x, y, nice_ticks(edges[0], edges[-1], 5, whole=True), nice_ticks(0, most, 4, whole=True), x_label, "rows"
+    )
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        width = max(x(high) - x(low) - 1, 0.5)
+        more = " or more" if high == edges[-1] else f" to {high - 1}"
+        parts.append(
+            f'<rect class="column" x="{x(low) + 0.5:.1f}" y="{y(count):.1f}" width="{width:.1f}" '
+            f'height="{y(0) - y(count):.1f}"><title>{low}{more}: {count}</title></rect>'
+        )
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
 def interval_chart(value: float, low: float, high: float, neutral: float, span: float) -> str:
     """A dot with whiskers around a neutral line, for a table cell.
 

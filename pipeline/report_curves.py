@@ -89,7 +89,8 @@ def stage_curves(stage: StageView) -> str:
     figures = _figures({key: found[0] for key, found in values.items() if len(found) == 1})
     if not charts and not more and not figures:
         return '<p class="muted">No metrics were recorded.</p>'
-    html = f'<div class="charts">{"".join(charts or more)}</div>{times}{figures}'
+    table = _accuracy_table(stage.manifest) if stage.name == "reward_model" else ""
+    html = f'<div class="charts">{"".join(charts or more)}</div>{table}{times}{figures}'
     if charts and more:
         html += (
             f"<details><summary>{len(more)} more curves</summary>"
@@ -196,16 +197,48 @@ def _time_split(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _reliability(manifest: dict[str, Any]) -> list[str]:
+    """The reward model's calibration as it is, and by its temperature."""
+    metrics = manifest.get("metrics") or {}
+    temperature = number(metrics.get("eval/temperature"))
+    figures = []
+    for suffix, title, hint in (
+        ("", "Calibration", "Below the diagonal the reward model is too sure of itself."),
+        ("_calibrated", "Calibration by temperature", "Scores divided by a temperature fitted on the other half."),
+    ):
+        bins = _bins((manifest.get("notes") or {}).get(f"reliability{suffix}") or ())
+        if not bins:
+            continue
+        error = number(metrics.get(f"eval/expected_calibration_error{suffix}"))
+        if error is not None:
+            hint = f"Expected calibration error {error:.3f}. {hint}"
+        if suffix and temperature is not None:
+            hint += f" Of all pairs it is {temperature:.2f}."
+        figures.append(_figure(title, reliability_chart(bins), hint))
+    return figures
+
+
+def _bins(entries: Sequence[Any]) -> list[tuple[float, float, float]]:
     bins = []
-    for entry in (manifest.get("notes") or {}).get("reliability") or ():
-        values = [number(entry.get(key)) for key in ("confidence", "accuracy", "count")]
-        said, seen, count = values
+    for entry in entries:
+        said, seen, count = (number(entry.get(key)) for key in ("confidence", "accuracy", "count"))
         if said is not None and seen is not None and count:
             bins.append((said, seen, count))
-    if not bins:
-        return []
-    error = number((manifest.get("metrics") or {}).get("eval/expected_calibration_error"))
-    hint = "Below the diagonal the reward model is too sure of itself."
-    if error is not None:
-        hint = f"Expected calibration error {error:.3f}. {hint}"
-    return [_figure("Calibration", reliability_chart(bins), hint)]
+    return bins
+
+
+def _accuracy_table(manifest: dict[str, Any]) -> str:
+    """Held-out accuracy by groups of pairs, beside that of always choosing the longer response."""
+    rows = []
+    for entry in (manifest.get("notes") or {}).get("accuracy_by") or ():
+        values = [number(entry.get(key)) for key in ("accuracy", "low", "high", "length_baseline", "pairs")]
+        if any(value is None for value in values):
+            continue
+        accuracy, low, high, baseline, pairs = (value or 0.0 for value in values)
+        rows.append(
+            f"<tr><th>{escape(str(entry.get('by')))}</th><td>{escape(str(entry.get('group')))}</td><td>{pairs:.0f}</td>"
+            f"<td>{accuracy:.1%} ({low:.1%} to {high:.1%})</td><td>{baseline:.1%}</td></tr>"
+        )
+    if not rows:
+        return ""
+    head = "<th>by</th><th>pairs</th><th>number</th><th>accuracy</th><th>always the longer one</th>"
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'

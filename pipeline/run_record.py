@@ -10,7 +10,7 @@ from data.errors import ConfigError
 from stages.contract import ARTIFACT_TYPES, StageName
 
 RunStatus = Literal["running", "completed", "failed", "cancelled"]
-StageStatus = Literal["pending", "running", "executed", "cached", "failed", "skipped"]
+StageStatus = Literal["pending", "running", "waiting", "executed", "cached", "failed", "skipped"]
 RECORD = "run.json"
 
 _Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]

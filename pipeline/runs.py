@@ -4,6 +4,7 @@ import datetime
 import difflib
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -49,6 +50,12 @@ class RunFolder:
     def store_dir(self) -> Path:
         """Folder of the artifacts that the runs share."""
         return self.output_dir / STORE
+
+    @property
+    def output_dir_option(self) -> str:
+        """What a command on this run has to say of where it is; empty for the usual place."""
+        usual = self.output_dir == Path("outputs").resolve()
+        return "" if usual else f" --output-dir {shlex.quote(str(self.output_dir))}"
 
     @property
     def config_dir(self) -> Path | None:
@@ -117,7 +124,7 @@ class RunFolder:
         for entry in self.record["stages"]:
             if entry["status"] == "pending":
                 entry["status"] = "skipped"
-            elif entry["status"] == "running":
+            elif entry["status"] in ("running", "waiting"):
                 entry["status"] = "failed"
         self.update(status=status, finished=now())
 

@@ -10,16 +10,19 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.config import source_parts
 from data.errors import ArtifactError
 from pipeline.code_digest import stage_code_digest
 from pipeline.config import DISTRIBUTED_STAGES, PipelineConfig
 from pipeline.reward_checks import needs_packages, reward_files, without_asking
 from stages.artifacts import (
     RECORDS,
+    combine_digests,
+    file_digests,
     link_artifact,
     read_record,
     stored_artifact,
@@ -29,6 +32,8 @@ from stages.artifacts import (
 from stages.contract import Artifact, StageName
 from stages.models.config import ModelConfig
 from stages.models.own_base import names_own_base
+from stages.models.sources import adapter_folder
+from stages.preferences.config import DisagreementSelectionConfig, PreferencesConfig
 from stages.run import package_version
 
 logger = logging.getLogger(__name__)
@@ -38,6 +43,8 @@ LOCKS = "locks"
 
 _REWARD_STAGES = ("reward_model", "ppo", "evaluation")
 """The stages that load the reward model, and with it its base."""
+
+_WAITING = ("timeout_hours",)
 
 _TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -61,6 +68,8 @@ def stage_fingerprint(
     """
     section = without_asking(stage_section(config, stage))
     section.get("rollout", {}).pop("server", None)  # where a server is says nothing of what it computes
+    for name in _WAITING:  # nor how patiently people are waited for
+        (section.get("labeler") or {}).pop(name, None)
     parts: dict[str, Any] = {
         "stage": stage,
         "config": section,
@@ -80,10 +89,29 @@ def stage_fingerprint(
         if own is not None:  # the reward model's artifact holds its name, not its bytes
             with names_own_base():
                 parts["reward_base"] = _base_digest(own.model_dump_json(), config_dir)
+        if stage == "preferences" and config.preferences is not None:
+            parts["named"] = {
+                name: combine_digests(file_digests(folder))
+                for name, folder in named_adapters(config.preferences, config_dir)
+            }
         if stage == "ppo" and (files := reward_files(config, config_dir)):
             parts["reward_files"] = files
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def named_adapters(config: PreferencesConfig, config_dir: Path | None) -> Iterator[tuple[str, Path]]:
+    """The adapters that the `preferences` section names by folder, each with its key.
+
+    Raises:
+        ModelError: One of them is not there.
+    """
+    if config.policy != "sft":
+        yield "policy", adapter_folder(config.policy, config_dir, "preferences.policy")
+    if isinstance(config.selection, DisagreementSelectionConfig):
+        for number, name in enumerate(config.selection.reward_models):
+            setting = "preferences.selection.reward_models"
+            yield f"reward_models.{number}", adapter_folder(name, config_dir, setting)
 
 
 def stage_section(config: PipelineConfig, stage: StageName) -> dict[str, Any]:
@@ -100,8 +128,7 @@ def model_section(config: PipelineConfig) -> dict[str, Any]:
 def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...]:
     """The distributions whose version is part of the stage's fingerprint."""
     if stage == "data":
-        sources = (config.data.demonstrations, config.data.preferences, config.data.prompts)
-        return ("datasets",) if any(source is not None and source.hub is not None for source in sources) else ()
+        return ("datasets",) if any(part.hub is not None for _, _, part in source_parts(config.data)) else ()
     section = stage_section(config, stage)
     names = list(_TRAINING_PACKAGES)
     own = _own_reward_base(config, stage)
@@ -140,12 +167,7 @@ def _holds(value: Any, key: str, wanted: str) -> bool:
 def _source_digests(config: PipelineConfig, config_dir: Path | None) -> dict[str, str]:
     from data.sources import source_digest
 
-    sources = {name: getattr(config.data, name) for name in ("demonstrations", "preferences", "prompts")}
-    return {
-        name: source_digest(source, config_dir, name=f"data.{name}")
-        for name, source in sources.items()
-        if source is not None
-    }
+    return {key: source_digest(part, config_dir, name=key) for _, key, part in source_parts(config.data)}
 
 
 @functools.lru_cache(maxsize=8)

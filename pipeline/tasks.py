@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,10 +26,12 @@ from pipeline.store import (
     told_by,
     verify_recorded,
 )
+from pipeline.waiting import Pausing, wait_for_labels
 from stages.checkpoint import CHECKPOINTS
 from stages.contract import Artifact, CheckpointSchedule, StageName, artifact_from_json
 from stages.leftovers import remove_leftovers, remove_stage_leftovers
 from stages.run import StageSpec
+from stages.waiting import WaitingForPeople
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def run_stage_task(
     log: Log,
     progress: Progress,
     on_execute: Callable[[], None] = lambda: None,
+    pausing: Pausing = lambda reason: nullcontext(),
 ) -> StageOutcome:
     """Bring one stage to its result and write it into `run.json`.
 
@@ -60,6 +63,7 @@ def run_stage_task(
         log: Called with each line that the stage says.
         progress: Called with (steps done, steps in all, what is going on).
         on_execute: Called once before the stage is executed, and not where it is taken as it is.
+        pausing: Entered while the stage waits for people.
 
     Raises:
         UserError: The user's input is at fault, or a stage that must be stored is not.
@@ -68,7 +72,7 @@ def run_stage_task(
     start = time.monotonic()
     run = session.run
     try:
-        outcome = _take_or_execute(session, stage, inputs, log, progress, on_execute, start)
+        outcome = _take_or_execute(session, stage, inputs, log, progress, on_execute, pausing, start)
         if stage == "data":
             check_dataset(session.config, outcome.artifact.path, session.config_dir, session.stages)
         return outcome
@@ -88,6 +92,7 @@ def _take_or_execute(
     log: Log,
     progress: Progress,
     on_execute: Callable[[], None],
+    pausing: Pausing,
     start: float,
 ) -> StageOutcome:
     run, plan, timings = session.run, session.plan, session.timings
@@ -110,7 +115,7 @@ def _take_or_execute(
             return _take(session, stage, inputs, Recorded(hit, fingerprint), start)
         remove_leftovers(run.stage_dir(stage), run.store_dir, fingerprint)
         on_execute()
-        return _execute(session, stage, inputs, fingerprint, log, progress, start)
+        return _execute(session, stage, inputs, fingerprint, log, progress, pausing, start)
 
 
 def _look_up(session: Session, stage: StageName, fingerprint: str) -> Artifact | None:
@@ -186,6 +191,7 @@ def _execute(
     fingerprint: str,
     log: Log,
     progress: Progress,
+    pausing: Pausing,
     start: float,
 ) -> StageOutcome:
     run, console = session.run, session.console
@@ -210,7 +216,12 @@ def _execute(
     console.line(f"{stage}: started")
     _tell_start(session, stage, inputs)
     try:
-        manifest = execute(spec, session.config.launch, log, show)
+        manifest = None
+        while manifest is None:
+            try:
+                manifest = execute(spec, session.config.launch, log, show)
+            except WaitingForPeople as waiting:
+                wait_for_labels(session, stage, waiting.folder, log, show, pausing)
     except BaseException:  # Ctrl-C too: the stage's W&B run must not stay open
         _tell_end(session, stage, None, "failed")
         raise

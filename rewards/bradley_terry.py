@@ -18,12 +18,13 @@ def bradley_terry_loss(
     rejected_scores: Float[Tensor, " B"],
     *,
     margin: Float[Tensor, " B"] | None = None,
+    weight: Float[Tensor, " B"] | None = None,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Compute the mean negative log-likelihood of the preferences.
 
         d    = chosen - rejected - margin
-        loss = mean(-(1 - label_smoothing) * logsigmoid(d) - label_smoothing * logsigmoid(-d))
+        loss = mean(weight * (-(1 - label_smoothing) * logsigmoid(d) - label_smoothing * logsigmoid(-d)))
 
     Bradley and Terry 1952, https://doi.org/10.2307/2334029; as a loss Ziegler et al. 2019, equation 1,
     https://arxiv.org/abs/1909.08593; the margin is that of Llama 2, section 3.2.2,
@@ -35,6 +36,8 @@ def bradley_terry_loss(
         chosen_scores: Raw scores (logits) of the preferred responses.
         rejected_scores: Raw scores of the other responses of the same pairs.
         margin: By how much the preferred score should lead, per pair, in score units; None is 0.
+        weight: How much each pair counts; None is 1. The sum is divided by the number of pairs, not by that of the
+            weights, so that the parts of a batch add up: scale weights to a mean of 1 over the data set.
         label_smoothing: Share of labels thought to be flipped, in [0, 0.5).
 
     Returns:
@@ -56,6 +59,8 @@ def bradley_terry_loss(
     if margin is not None:
         difference = difference - margin
     losses = -(1 - label_smoothing) * logsigmoid(difference) - label_smoothing * logsigmoid(-difference)
+    if weight is not None:
+        losses = losses * weight
     return losses.mean()
 
 

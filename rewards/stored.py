@@ -58,8 +58,8 @@ def step_path(folder: Path, step: int) -> Path:
 
 def write_step(folder: Path, stored: StoredStep) -> Path:
     """Write a step's file, in place of one that is there."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     ids = pa.list_(pa.int32())
     columns: dict[str, tuple[Any, list[Any]]] = {

@@ -45,6 +45,7 @@ from stages.memory_errors import memory_errors_told
 from stages.metrics import MetricsWriter, NullMetricsWriter, cut_metrics
 from stages.process import die_with_parent
 from stages.storage import storage_error
+from stages.waiting import WaitingForPeople
 
 logger = logging.getLogger("stages")
 
@@ -127,6 +128,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
         UserError: An input, the data or the model is at fault.
         StageError: The stage failed.
         Interrupted: Somebody asked the stage to end, which kept what it had first.
+        WaitingForPeople: The stage is to be executed again when people have done their part.
     """
     is_main = int(os.environ.get("RANK", "0")) == 0
     notes = _foreign_code(spec)
@@ -300,7 +302,11 @@ def _print_progress(done: int, total: int, what: str) -> None:
 
 
 def main() -> int:
-    """Run the stage of a specification file; 0 done, 1 failed, 2 the user's input is at fault, else a signal."""
+    """Run the stage of a specification file.
+
+    Returns:
+        0 done, 1 failed, 2 the user's input is at fault, 3 it waits for people, else 128 and a signal.
+    """
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request to a vLLM server
@@ -316,6 +322,9 @@ def main() -> int:
         return 2
     except Interrupted as interrupted:
         return interrupted.exit_code
+    except WaitingForPeople as waiting:
+        print(f"::waiting:: {json.dumps(str(waiting.folder))}", flush=True)
+        return 3
     except StageError as error:
         traceback.print_exc()  # for the log; the message alone is for the terminal
         print(f"::stage-error:: {json.dumps(str(error))}", flush=True)

@@ -134,6 +134,11 @@ def make_run(folder: Path) -> Path:
                 {"confidence": 0.55 + 0.1 * index, "accuracy": 0.5 + 0.1 * index, "count": 40 - 8 * index}
                 for index in range(5)
             ]
+            manifest["notes"]["accuracy_by"] = [
+                {"by": "source", "group": "<b>own</b>", "pairs": 40, "accuracy": 0.75, "low": 0.6, "high": 0.86,
+                 "length_baseline": 0.5},
+                {"by": "source", "group": "broken", "pairs": 40, "accuracy": None},
+            ]  # fmt: skip
         (run_dir / name).mkdir(parents=True)
         (run_dir / name / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         write_rows(run_dir / name / "metrics.jsonl", metric_rows(name))

@@ -14,11 +14,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import stages.run
 from data.errors import DataError
 from data.schema import Demonstration, Kind, PreferencePair, PromptRecord, Record, split_path, write_records
+from rewards.contract import Episode
 from stages.contract import StageContext, StageOutput
+from stages.preferences.config import HumanLabelerConfig
+from stages.preferences.contract import Candidates
+from stages.preferences.human import HumanLabeler
+from stages.preferences.labeling import LABELING
 
 logger = logging.getLogger("stages.stand_in")
 
@@ -37,9 +43,27 @@ def execute(spec: stages.run.StageSpec, context: StageContext) -> StageOutput:
         context.metrics.write(step, {"loss/train": value / step})
         context.report_progress(step, 3, "steps")
     (context.payload_dir / "payload.json").write_text(text, encoding="utf-8")
+    if spec.config.get("labeler", {}).get("type") == "human":
+        let_people_judge(spec.config["labeler"], context)
     if spec.stage == "data":
         write_rows(context.payload_dir, held_out=0 if wanted == ("data", "=", "few") else 2)
     return StageOutput(metrics={"loss/final": value})
+
+
+def let_people_judge(labeler: dict[str, Any], context: StageContext) -> None:
+    """As the stage does, on responses that no model has made."""
+    config = HumanLabelerConfig.model_validate(labeler)
+    human = HumanLabeler(
+        config, context.stage_dir / LABELING, seed=context.seed, only_finished=True, priority=[3.0, 2.0, 1.0]
+    )
+    opinions = human(
+        [
+            Candidates(tuple(Episode("p", text, (1,), (2,), f"Prompt {number}", True) for text in ("a", "b", "c")))
+            for number in range(3)
+        ]
+    )
+    (context.payload_dir / "opinions.json").write_text(json.dumps(opinions), encoding="utf-8")
+    human.record(context.payload_dir)
 
 
 def write_rows(folder: Path, *, held_out: int) -> None:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from data.config import source_parts
 from pipeline.checks import check_inputs, stored_stages
 from pipeline.commands.run import configured
 from pipeline.config import PipelineConfig
@@ -33,13 +34,9 @@ def _settings(config: PipelineConfig) -> list[str]:
     own = config.own_reward_base
     if own is not None:
         lines.insert(1, f"reward    {own.base} ({own.dtype}, quantization {own.quantization}), loaded apart")
-    for name in ("demonstrations", "preferences", "prompts"):
-        source = getattr(config.data, name)
-        if source is not None:
-            place = (
-                source.path if source.hub is None else f"{source.hub} (hub; read by the data stage, not checked here)"
-            )
-            lines.append(f"data      {name}: {place}")
+    for _, key, part in source_parts(config.data):
+        place = part.path if part.hub is None else f"{part.hub} (hub; read by the data stage, not checked here)"
+        lines.append(f"data      {key.removeprefix('data.')}: {place}")
     return lines
 
 

@@ -1,19 +1,23 @@
-"""Train and held-out sides of all kinds at once: what one kind holds out, no kind trains on."""
+"""Train and held-out sides of all sources at once: what one holds out, none trains on."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from data.schema import Kind, Record, key_is_held_out, split_key
+from data.schema import Record, key_is_held_out, split_key
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
 class SplitRecords:
-    """The two sides of one kind.
+    """The two sides of one source.
 
     Attributes:
         train: Records to train on.
         held_out: Records for validation and evaluation.
-        num_leaks: Records left out of `train` because their prompt is held out in another kind.
+        num_leaks: Records left out of `train` because their prompt is held out in another source.
     """
 
     train: list[Record]
@@ -39,23 +43,53 @@ def held_out_keys(keys: Iterable[str], share: float) -> set[str]:
     return held_out - {distinct[-1]} if len(held_out) == len(distinct) else held_out
 
 
-def split_records(records: Mapping[Kind, Sequence[Record]], shares: Mapping[Kind, float]) -> dict[Kind, SplitRecords]:
-    """Split every kind by the hash of the prompt, and keep what any kind holds out away from all training.
+def split_records(records: Mapping[Name, Sequence[Record]], shares: Mapping[Name, float]) -> dict[Name, SplitRecords]:
+    """Split every source by the hash of the prompt, and keep what any of them holds out away from all training.
 
     Args:
-        records: Records of each kind, in order.
-        shares: Share to hold out of each kind, in [0, 1).
+        records: Records of each source, in order.
+        shares: Share to hold out of each source, in [0, 1).
 
     Returns:
-        Both sides of each kind, in the records' order.
+        Both sides of each source, in the records' order.
     """
-    keys = {kind: [split_key(record) for record in rows] for kind, rows in records.items()}
-    held_out = {kind: held_out_keys(keys[kind], shares[kind]) for kind in records}
+    keys = {name: [split_key(record) for record in rows] for name, rows in records.items()}
+    held_out = {name: held_out_keys(keys[name], shares[name]) for name in records}
     anywhere = set().union(*held_out.values())
-    result: dict[Kind, SplitRecords] = {}
-    for kind, rows in records.items():
-        keyed = list(zip(keys[kind], rows, strict=True))
+    result: dict[Name, SplitRecords] = {}
+    for name, rows in records.items():
+        keyed = list(zip(keys[name], rows, strict=True))
         train = [record for key, record in keyed if key not in anywhere]
-        held = [record for key, record in keyed if key in held_out[kind]]
-        result[kind] = SplitRecords(train, held, num_leaks=len(rows) - len(train) - len(held))
+        held = [record for key, record in keyed if key in held_out[name]]
+        result[name] = SplitRecords(train, held, num_leaks=len(rows) - len(train) - len(held))
     return result
+
+
+def thin_out(records: Mapping[Name, Sequence[Record]], weights: Mapping[Name, float]) -> dict[Name, list[Record]]:
+    """Leave as many training records as weights allow without repeating any.
+
+    Source i keeps the floor of N w_i / sum(w) of its n_i records, for the largest N that asks no source for more than
+    it has. A hash of the prompt chooses, another one than that which holds out, so that a source keeps the same records
+    whatever stands beside them in its file, and a smaller weight keeps a part of what a larger one does.
+
+    Args:
+        records: Records of each source, in order.
+        weights: A positive weight for each source.
+
+    Returns:
+        What is left of each, in the records' order.
+    """
+    total = sum(weights[name] for name in records)
+    whole = min(len(rows) * total / weights[name] for name, rows in records.items())
+    kept: dict[Name, list[Record]] = {}
+    for name, rows in records.items():
+        # The small term undoes rounding: a source that just suffices keeps all it has.
+        count = min(int(whole * weights[name] / total + 1e-9), len(rows))
+        order = sorted(range(len(rows)), key=lambda index: (_mixing_hash(rows[index]), index))
+        chosen = set(order[:count])
+        kept[name] = [record for index, record in enumerate(rows) if index in chosen]
+    return kept
+
+
+def _mixing_hash(record: Record) -> str:
+    return hashlib.sha256(f"mix {split_key(record)}".encode()).hexdigest()

@@ -1,11 +1,11 @@
 """Settings of preference collection. Imports pydantic only."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data.strict import Contradiction, Flag, Section, StrictModel
+from data.strict import Contradiction, Flag, PathText, Section, StrictModel, Text, differs
 from rewards.config import RuleRewardConfig, VaderRewardConfig
 from stages.rollouts.config import RolloutConfig
 
@@ -22,16 +22,104 @@ class SimulatedLabelerConfig(StrictModel):
     """Probability that a pair is turned around."""
 
 
-class PreferencesConfig(Section):
-    """Sample K responses a prompt from the SFT policy and let a labeler rank them."""
+class HumanLabelerConfig(Section):
+    """People rank the responses on the page that `rlhf label RUN` serves; the run waits for them."""
 
-    labeler: SimulatedLabelerConfig = SimulatedLabelerConfig()
+    type: Literal["human"] = "human"
+
+    annotators: Literal["any"] | Annotated[list[Annotated[Text, Field(max_length=64)]], Field(min_length=1)] = "any"
+    """Names of the people whose labels count; `any` takes whoever labels."""
+
+    labels_per_prompt: int = Field(default=1, ge=1)
+    """How many people judge a prompt. A skip counts here, too: else a prompt that nobody can judge would be waited
+    for without end."""
+
+    min_prompts: int | None = Field(default=None, ge=1)
+    """The run goes on when this many prompts are judged. Default: `min_share` of them."""
+
+    min_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """The run goes on when this share of the prompts is judged."""
+
+    timeout_hours: float | None = Field(default=None, gt=0)
+    """End the run, which can be resumed, after waiting this long. Default: wait without end."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Names that are given twice, more labels than people, two ends."""
+        if self.annotators != "any":
+            names = self.annotators
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                yield Contradiction(
+                    ("annotators",),
+                    f"annotators names {', '.join(twice)} more than once, but a person judges a prompt once; "
+                    f"name each person once",
+                )
+            if self.labels_per_prompt > len(set(names)):
+                yield Contradiction(
+                    ("labels_per_prompt", "annotators"),
+                    f"labels_per_prompt={self.labels_per_prompt}, but annotators names {len(set(names))}, and each "
+                    f"judges a prompt once; use labels_per_prompt={len(set(names))} or less, or name more people",
+                )
+        if self.min_prompts is not None and differs(self, "min_share"):
+            yield Contradiction(
+                ("min_prompts", "min_share"),
+                f"min_prompts={self.min_prompts} and min_share={self.min_share} both say when the run goes on; "
+                f"drop one of the two",
+            )
+
+
+LabelerConfig = Annotated[SimulatedLabelerConfig | HumanLabelerConfig, Field(discriminator="type")]
+"""Who judges. `stages.preferences.labelers` makes the labeler of each."""
+
+
+class RandomSelectionConfig(StrictModel):
+    """Prompts come up in an order drawn from the run's seed."""
+
+    type: Literal["random"] = "random"
+
+
+class DisagreementSelectionConfig(Section):
+    """What reward models disagree on comes first (`stages.preferences.disagreement` has the formula)."""
+
+    type: Literal["ensemble_disagreement"] = "ensemble_disagreement"
+
+    reward_models: Annotated[list[PathText], Field(min_length=2)]
+    """Folders of reward models trained apart, say `outputs/RUN/reward_model`, on the shared base or their own."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Responses in one forward pass of a reward model."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """A model that would agree with itself."""
+        if twice := sorted({name for name in self.reward_models if self.reward_models.count(name) > 1}):
+            yield Contradiction(
+                ("reward_models",),
+                f"reward_models names {', '.join(twice)} more than once, but a model never disagrees with itself; "
+                f"name each folder once",
+            )
+
+
+SelectionConfig = Annotated[RandomSelectionConfig | DisagreementSelectionConfig, Field(discriminator="type")]
+
+
+class PreferencesConfig(Section):
+    """Sample K responses a prompt from a policy and let a labeler rank them."""
+
+    policy: PathText = "sft"
+    """Whose responses are judged: `sft` is this run's SFT stage; else the folder of a policy on the same base, say
+    `outputs/RUN/ppo` of an earlier run."""
+
+    labeler: LabelerConfig = SimulatedLabelerConfig()
+    """Who judges: `simulated` is a reward function in place of people, `human` are people."""
 
     responses_per_prompt: int = Field(default=4, ge=2)
     """K."""
 
+    selection: SelectionConfig = RandomSelectionConfig()
+    """Which prompts people see first, and which pairs `pairs_per_prompt` keeps."""
+
     pairs_per_prompt: int | None = Field(default=None, ge=1)
-    """Keep at most this many of the K (K - 1) / 2 pairs of a prompt, those with the largest gap in rank first."""
+    """Keep at most this many of the K (K - 1) / 2 pairs of a prompt: those with the largest gap in rank, or those that
+    `selection` puts first."""
 
     only_finished: Flag = True
     """Leave responses that the length limit cut off out of the pairs: a labeler cannot judge half a sentence, and

@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from data.schema import Prompt, prompt_key
 from rewards.contract import Episode
@@ -42,4 +43,20 @@ class Labeler(Protocol):
 
     def __call__(self, candidates: Sequence[Candidates]) -> list[Opinion]:
         """One opinion for each, in their order."""
+        ...
+
+
+@runtime_checkable
+class RecordingLabeler(Labeler, Protocol):
+    """A labeler whose opinions rest on something that belongs into the artifact: people's labels, a model's answers."""
+
+    def record(self, folder: Path) -> dict[str, float]:
+        """Write what the opinions of the last call rest on; the same opinions give the same bytes.
+
+        Args:
+            folder: The artifact's.
+
+        Returns:
+            Figures of the labeler for the stage's metrics.
+        """
         ...

@@ -1,6 +1,7 @@
 """From an opinion on the responses to one prompt to preference pairs."""
 
 import random
+from collections.abc import Sequence
 from itertools import combinations
 
 from data.schema import PreferencePair
@@ -14,11 +15,13 @@ def rank_pairs(
     pairs_per_prompt: int | None,
     label_noise: float,
     rng: random.Random,
+    disagreements: Sequence[float] | None = None,
 ) -> list[PreferencePair]:
     """Turn an opinion into pairs.
 
     Every pair of judged responses with different texts and different numbers counts; those with the largest gap come
-    first. A labeler who errs turns a pair around with probability `label_noise`.
+    first, or those that reward models disagree on most. A labeler who errs turns a pair around with probability
+    `label_noise`.
 
     Args:
         candidates: A prompt and its responses.
@@ -26,16 +29,18 @@ def rank_pairs(
         pairs_per_prompt: Keep at most this many pairs; None keeps all.
         label_noise: Probability of an error.
         rng: Source of the errors.
+        disagreements: One number a pair of all responses, in the order of `itertools.combinations`.
     """
     texts = [episode.response_text for episode in candidates.episodes]
     judged = {index: value for index, value in enumerate(opinion) if value is not None}
+    disputed = dict(zip(combinations(range(len(texts)), 2), disagreements, strict=True)) if disagreements else {}
     ranked = sorted(
         (
             (first, second) if judged[first] > judged[second] else (second, first)
             for first, second in combinations(judged, 2)
             if judged[first] != judged[second] and texts[first].strip() != texts[second].strip()
         ),
-        key=lambda pair: (judged[pair[1]] - judged[pair[0]], pair),
+        key=lambda pair: (-disputed.get((min(pair), max(pair)), 0.0), judged[pair[1]] - judged[pair[0]], pair),
     )
     pairs = []
     for better, worse in ranked[:pairs_per_prompt]:

@@ -1,42 +1,36 @@
-"""Preference collection: K responses a prompt from the SFT policy, ranked by a labeler.
+"""Preference collection: K responses a prompt from a policy, ranked by a labeler.
 
 Pairs for validation come from held-out prompts, so that the reward model is judged on prompts that no stage
-trains on.
+trains on. Where people judge, the stage is executed twice: it samples, keeps the responses and ends, so that no model
+stays in memory while they label; and when they have, it takes the kept responses and loads none.
 """
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-from data.chat import drop_long, encode_prompt
 from data.errors import StageError
-from data.schema import PreferencePair, PromptRecord, Split, read_split, split_path, write_records
-from rewards.contract import Episode
+from data.schema import SPLITS, PreferencePair, Split, split_path, write_records
 from stages.contract import Artifact, StageContext, StageOutput
-from stages.models.adapters import check_adapter
 from stages.models.config import ModelConfig
-from stages.models.loading import load_causal_lm
-from stages.models.shared_base import SharedBase
-from stages.models.sources import resolve_base
-from stages.models.tokenizer import load_tokenizer
-from stages.positions import check_prompts
-from stages.preferences.config import PreferencesConfig
-from stages.preferences.contract import Candidates
+from stages.preferences.config import HumanLabelerConfig, PreferencesConfig, SimulatedLabelerConfig
+from stages.preferences.contract import Candidates, Opinion, RecordingLabeler
+from stages.preferences.disagreement import prompt_disagreement
+from stages.preferences.labelers import build_labeler
+from stages.preferences.labeling import LABELING
 from stages.preferences.ranking import rank_pairs
-from stages.preferences.simulated import SimulatedLabeler
-from stages.rollouts.contract import RolloutEngine
-from stages.rollouts.episodes import make_episode
-from stages.rollouts.factory import build_engine
-from stages.seeds import derive_seed, row_seeds
+from stages.preferences.sampled import Sampled, keep_sampled, kept_sampled, sampling_key
+from stages.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
+
+_KEPT = "sampled"
 
 
 def run(
     config: PreferencesConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext
 ) -> StageOutput:
-    """Sample, score, pair.
+    """Sample, judge, pair.
 
     Args:
         config: How many responses, by which labeler.
@@ -49,36 +43,29 @@ def run(
 
     Raises:
         StageError: No pair came out.
+        WaitingForPeople: The responses are sampled and kept; people have not judged enough of them yet.
     """
-    base = resolve_base(model, context.config_dir)
-    check_adapter(inputs["policy"].path, model, config_dir=context.config_dir)
-    tokenizer = load_tokenizer(inputs["policy"].path, model, context.config_dir)
-    shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
-    shared_base.add_adapter("policy", inputs["policy"].path, trainable=False)
-    engine = build_engine(
-        config.rollout,
-        model,
-        shared_base,
-        base=base,
-        tokenizer=tokenizer,
-        prompts=_probe_prompts(config, inputs["dataset"], tokenizer),
-        batch_size=config.batch_size,
-        max_prompt_tokens=config.max_prompt_tokens,
-        context=context,
-    )
+    sampled = _sampled(config, model, inputs, context)
+    priority = None
+    if sampled.disagreements is not None:
+        priority = [prompt_disagreement(pairs) for split in SPLITS for pairs in sampled.disagreements[split]]
+    labeler = build_labeler(config, context, priority)
+    opinions = labeler([each for split in SPLITS for each in sampled.candidates[split]])
     metrics: dict[str, float] = {}
-    try:
-        engine.load_policy("policy")
-        limits: dict[Split, int | None] = {"train": config.num_prompts, "held_out": config.num_held_out_prompts}
-        for split, limit in limits.items():
-            records = read_split(inputs["dataset"].path, "prompts", split)
-            pairs, found = _collect(
-                config, records, limit, tokenizer, engine, context, split, shared_base.max_positions
-            )
-            write_records(split_path(context.payload_dir, "preferences", split), pairs)
-            metrics |= {f"{split}/{name}": value for name, value in found.items()}
-    finally:
-        engine.close()
+    for split in SPLITS:
+        mine, opinions = opinions[: len(sampled.candidates[split])], opinions[len(sampled.candidates[split]) :]
+        disagreements = None if sampled.disagreements is None else sampled.disagreements[split]
+        pairs = _pair(config, sampled.candidates[split], mine, disagreements, context, split)
+        write_records(split_path(context.payload_dir, "preferences", split), pairs)
+        found = _figures(sampled.candidates[split])
+        found |= {"dropped": float(sampled.dropped[split]), "pairs": float(len(pairs))}
+        if not isinstance(config.labeler, HumanLabelerConfig):  # ranks of people have no unit
+            found["labeler_score"] = _mean(value for opinion in mine for value in opinion if value is not None)
+        counts = f"{found['responses']:.0f} responses to {found['prompts']:.0f} prompts"
+        logger.info("%s: %s, %d pairs", split, counts, len(pairs))
+        metrics |= {f"{split}/{name}": value for name, value in found.items()}
+    if isinstance(labeler, RecordingLabeler):
+        metrics |= labeler.record(context.payload_dir)
     if not metrics["train/pairs"]:
         raise StageError(
             f"preferences: no pair came out of {metrics['train/responses']:.0f} responses: the labeler gave all "
@@ -90,64 +77,68 @@ def run(
     return StageOutput(metrics)
 
 
-def _probe_prompts(config: PreferencesConfig, dataset: Artifact, tokenizer: Any) -> list[list[int]]:
-    """The first training prompts that are short enough."""
-    records = read_split(dataset.path, "prompts", "train")
-    encoded = [encode_prompt(tokenizer, record.prompt) for record in records[: 4 * config.rollout.num_probe_prompts]]
-    kept, _ = drop_long(encoded, config.max_prompt_tokens)
-    return [encoded[row] for row in kept[: config.rollout.num_probe_prompts]]
+def _sampled(
+    config: PreferencesConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext
+) -> Sampled:
+    """The responses: those that people are judging already, else new ones."""
+    is_human = isinstance(config.labeler, HumanLabelerConfig)
+    folder = context.stage_dir / LABELING / _KEPT
+    key = sampling_key(
+        {
+            "config": config.model_dump(mode="json", exclude={"labeler", "only_finished", "pairs_per_prompt"}),
+            "model": model.model_dump(mode="json"),
+            "inputs": {role: artifact.digest for role, artifact in inputs.items()},
+            "seed": context.seed,
+        }
+    )
+    if is_human and (kept := kept_sampled(folder, key)) is not None:
+        logger.info("the responses that are being labeled are kept; none is sampled")
+        return kept
+    from stages.preferences.sampling import sample  # here, so that the second execution loads no torch
+
+    sampled = sample(config, model, inputs, context)
+    if is_human:
+        keep_sampled(folder, key, sampled)
+    return sampled
 
 
-def _collect(
+def _pair(
     config: PreferencesConfig,
-    records: Sequence[PromptRecord],
-    limit: int | None,
-    tokenizer: Any,
-    engine: RolloutEngine,
+    candidates: Sequence[Candidates],
+    opinions: Sequence[Opinion],
+    disagreements: Sequence[Sequence[float]] | None,
     context: StageContext,
     split: Split,
-    positions: int | None,
-) -> tuple[list[PreferencePair], dict[str, float]]:
-    """Pairs of one split, and what is worth knowing of its responses."""
-    encoded = [encode_prompt(tokenizer, record.prompt) for record in records]
-    kept, dropped = drop_long(encoded, config.max_prompt_tokens)
-    chosen = kept[:limit]
-    check_prompts("preferences", [encoded[row] for row in chosen], config.rollout.max_new_tokens, positions)
-    repeated = [row for row in chosen for _ in range(config.responses_per_prompt)]
-    episodes: list[Episode] = []
-    for start in range(0, len(repeated), config.batch_size):
-        rows = repeated[start : start + config.batch_size]
-        seeds = row_seeds(derive_seed(context.seed, f"preferences/{split}", start), len(rows))
-        rollouts = engine.generate([encoded[row] for row in rows], config.rollout, seeds=seeds)
-        episodes += [
-            make_episode(tokenizer, records[row].prompt, rollout) for row, rollout in zip(rows, rollouts, strict=True)
-        ]
-        context.report_progress(len(episodes), len(repeated), f"{split} responses")
-    candidates = [
-        Candidates(tuple(episodes[first : first + config.responses_per_prompt]))
-        for first in range(0, len(episodes), config.responses_per_prompt)
-    ]
-    opinions = SimulatedLabeler(config.labeler)(candidates)
+) -> list[PreferencePair]:
+    """The pairs of one split."""
+    label_noise = config.labeler.label_noise if isinstance(config.labeler, SimulatedLabelerConfig) else 0.0
     rng = random.Random(derive_seed(context.seed, f"labels/{split}", 0))
     pairs: list[PreferencePair] = []
-    for each, opinion in zip(candidates, opinions, strict=True):
+    for row, (each, opinion) in enumerate(zip(candidates, opinions, strict=True)):
         usable = (episode.finished or not config.only_finished for episode in each.episodes)
         pairs += rank_pairs(
             each,
             tuple(value if kept else None for value, kept in zip(opinion, usable, strict=True)),
             pairs_per_prompt=config.pairs_per_prompt,
-            label_noise=config.labeler.label_noise,
+            label_noise=label_noise,
             rng=rng,
+            disagreements=None if disagreements is None else disagreements[row],
         )
-    scores = [value for opinion in opinions for value in opinion if value is not None]
+    return pairs
+
+
+def _mean(values: Iterable[float]) -> float:
+    kept = list(values)
+    return sum(kept) / max(len(kept), 1)
+
+
+def _figures(candidates: Sequence[Candidates]) -> dict[str, float]:
+    """What is worth knowing of the responses of one split."""
+    episodes = [episode for each in candidates for episode in each.episodes]
     texts = {(episode.prompt_text, episode.response_text) for episode in episodes}
-    logger.info("%s: %d responses to %d prompts, %d pairs", split, len(episodes), len(chosen), len(pairs))
-    return pairs, {
-        "prompts": float(len(chosen)),
-        "dropped": float(dropped),
+    return {
+        "prompts": float(len(candidates)),
         "responses": float(len(episodes)),
         "finished_share": sum(episode.finished for episode in episodes) / max(len(episodes), 1),
         "distinct_share": len(texts) / max(len(episodes), 1),
-        "labeler_score": sum(scores) / max(len(scores), 1),
-        "pairs": float(len(pairs)),
     }

@@ -9,18 +9,18 @@ With `reward_model.model` it is a fresh adapter on another base, with that base'
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from trl import RewardConfig as TrlRewardConfig
-from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from data.chat import drop_long, encode_episode, encode_prompt, retokenize_episode
+from data.batch_encoding import encode_episodes, retokenize_episodes
+from data.chat import drop_long, encode_prompt
 from data.errors import DataError
 from data.schema import PreferencePair, Prompt, read_split
+from data.token_table import ids_table
 from rewards.contract import RewardFunction
 from stages.accelerator import (
     MetricsCallback,
@@ -42,8 +42,9 @@ from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_token
 from stages.models.tuning import attach_adapter, load_adapter_weights, lora_config, save_adapter
 from stages.positions import check_examples, known_positions
 from stages.reward_model.config import NormalizationConfig, RewardModelConfig
-from stages.reward_model.evaluation import TokenizedPair, evaluate_pairs
-from stages.reward_model.trainer import BradleyTerryTrainer
+from stages.reward_model.evaluation import evaluate_pairs
+from stages.reward_model.evaluation_pairs import TokenizedPair
+from stages.reward_model.trainer import BradleyTerryTrainer, WeightedPairCollator
 from stages.rollouts.contract import RolloutEngine
 from stages.rollouts.episodes import make_episode
 from stages.rollouts.hf_engine import HFEngine
@@ -107,7 +108,7 @@ def run(
             max_length=None,
             disable_dropout=False,  # dropout 0 is already set unless `tuning.dropout` asks for it
         ),
-        data_collator=DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id),
+        data_collator=WeightedPairCollator(pad_token_id=tokenizer.pad_token_id),
         train_dataset=_pair_dataset(train),
         eval_dataset=_pair_dataset(held_out) if held_out else None,
         processing_class=tokenizer,
@@ -197,8 +198,9 @@ def _finish(
         config_dir=context.config_dir,
     )
     if held_out:
-        found, notes["reliability"] = evaluate_pairs(raw, held_out)
+        found, measured = evaluate_pairs(raw, held_out)
         metrics |= found
+        notes |= measured
         logger.info(
             "held-out accuracy %.3f on %d pairs (longer response: %.3f)",
             found["eval/accuracy"], len(held_out), found["eval/length_baseline_accuracy"],
@@ -264,12 +266,12 @@ def _tokenize(
 ) -> tuple[list[TokenizedPair], int]:
     """Pairs as token ids, and how many were dropped because one side is too long."""
     # On another base as the policy's responses will be scored there, so that training sees the same form.
-    encode = encode_episode if config.model is None else partial(retokenize_episode, finished=True)
-    tokenized = []
-    for pair in pairs:
-        prompt, chosen = encode(tokenizer, pair.prompt, pair.chosen)
-        _, rejected = encode(tokenizer, pair.prompt, pair.rejected)
-        tokenized.append(TokenizedPair(tuple(prompt), tuple(chosen), tuple(rejected), pair.margin))
+    encode = encode_episodes if config.model is None else retokenize_episodes
+    encoded = encode(tokenizer, [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs])
+    tokenized = [
+        TokenizedPair(prompt, chosen, rejected, pair.margin, pair.weight, pair.source)
+        for (prompt, (chosen, rejected)), pair in zip(encoded, pairs, strict=True)
+    ]
     kept = [
         pair
         for pair in tokenized
@@ -280,14 +282,17 @@ def _tokenize(
 
 def _pair_dataset(pairs: list[TokenizedPair]) -> Dataset:
     """Pairs as TRL's trainer takes them when they are already tokenised."""
-    rows: list[dict[str, Any]] = [
+    table = ids_table(
         {
-            "chosen_ids": [*pair.prompt_ids, *pair.chosen_ids],
-            "rejected_ids": [*pair.prompt_ids, *pair.rejected_ids],
+            "chosen_ids": [[*pair.prompt_ids, *pair.chosen_ids] for pair in pairs],
+            "rejected_ids": [[*pair.prompt_ids, *pair.rejected_ids] for pair in pairs],
         }
-        for pair in pairs
-    ]
+    )
+    dataset = Dataset(table)
     if any(pair.margin is not None for pair in pairs):
-        for row, pair in zip(rows, pairs, strict=True):
-            row["margin"] = pair.margin or 0.0
-    return Dataset.from_list(rows)
+        dataset = dataset.add_column("margin", [pair.margin or 0.0 for pair in pairs])
+    if any(pair.weight is not None for pair in pairs):
+        weights = [1.0 if pair.weight is None else pair.weight for pair in pairs]
+        mean = sum(weights) / len(weights)  # scaled to a mean of 1: the learning rate keeps its meaning
+        dataset = dataset.add_column("weight", [weight / mean for weight in weights])
+    return dataset

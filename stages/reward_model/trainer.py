@@ -5,14 +5,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from trl import RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rewards.bradley_terry import bradley_terry_accuracy, bradley_terry_loss
+
+
+class WeightedPairCollator(DataCollatorForPreference):  # type: ignore[misc]
+    """TRL's collator for tokenised pairs, which hands their weights on too."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad and stack; `weight` [B] is there where the examples have one."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        if "weight" in examples[0]:
+            batch["weight"] = torch.tensor([example["weight"] for example in examples], dtype=torch.float)
+        return batch
 
 
 class BradleyTerryTrainer(RewardTrainer):  # type: ignore[misc]
     """Trains a sequence classifier with one label on pairs.
 
-    Differs from its base class in the loss alone: ours is the tested function, and knows label smoothing.
+    Differs from its base class in the loss alone: ours is the tested function, and knows weights and label smoothing.
     """
 
     def __init__(self, *, label_smoothing: float, center_coefficient: float, **arguments: Any) -> None:
@@ -35,7 +47,13 @@ class BradleyTerryTrainer(RewardTrainer):  # type: ignore[misc]
         """
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         chosen, rejected = outputs.logits.float().squeeze(-1).chunk(2)
-        loss = bradley_terry_loss(chosen, rejected, margin=inputs.get("margin"), label_smoothing=self._label_smoothing)
+        loss = bradley_terry_loss(
+            chosen,
+            rejected,
+            margin=inputs.get("margin"),
+            weight=inputs.get("weight"),
+            label_smoothing=self._label_smoothing,
+        )
         loss = loss + self._center_coefficient * (chosen + rejected).square().mean()
         self._remember(chosen.detach(), rejected.detach())
         return (loss, outputs) if return_outputs else loss

@@ -14,7 +14,8 @@ from trl import SFTConfig as TrlSFTConfig
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from data.chat import count_tokenization_differences, encode_episode
+from data.batch_encoding import encode_episodes
+from data.chat import count_tokenization_differences
 from data.errors import DataError
 from data.schema import Demonstration, read_split
 from stages.accelerator import (
@@ -118,12 +119,12 @@ def _tokenize(
     demonstrations: list[Demonstration], tokenizer: Any, config: SFTConfig
 ) -> tuple[list[dict[str, list[int]]], int]:
     """Token ids with a mask that is 1 on response tokens, EOS included; and how many were too long."""
+    encoded = encode_episodes(tokenizer, [(each.prompt, (each.response,)) for each in demonstrations])
     rows = []
-    for demonstration in demonstrations:
-        prompt, response = encode_episode(tokenizer, demonstration.prompt, demonstration.response)
+    for prompt, (response,) in encoded:
         rows.append(
             {
-                "input_ids": prompt + response,
+                "input_ids": [*prompt, *response],
                 "completion_mask": [0] * len(prompt) + [1] * len(response),
             }
         )

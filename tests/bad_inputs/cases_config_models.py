@@ -157,7 +157,7 @@ CASES = [
         "path and hub at once",
         ("data.demonstrations.hub=org/x",),
         "--set data.demonstrations.hub=org/x: data.demonstrations: give exactly one of `path` (file, "
-        "folder or glob) and `hub` (data set id)",
+        "folder or glob), `hub` (data set id) and `mix` (several of them)",
     ),
     Case(
         "neither demonstrations nor preferences",
@@ -181,7 +181,8 @@ CASES = [
         "an unknown format of rows",
         ("data.demonstrations.format=xml",),
         "--set data.demonstrations.format=xml: data.demonstrations.format: found 'xml', must be 'auto', "
-        "'instruction', 'prompt_response', 'text', 'messages', 'preference', 'hh' or 'prompt'. Use one of "
+        "'instruction', 'prompt_response', 'text', 'messages', 'sharegpt', 'preference', 'hh', 'ranking', "
+        "'labeled' or 'prompt'. Use one of "
         "them",
     ),
     Case(
@@ -330,8 +331,39 @@ CASES = [
     Case(
         "an unknown labeler",
         ("data.preferences=null", "preferences={labeler: {type: oracle}}"),
-        "--set preferences={labeler: {type: oracle}}: preferences.labeler.type: found 'oracle', must be "
-        "'simulated'. Use one of them",
+        "--set preferences={labeler: {type: oracle}}: preferences.labeler: found type 'oracle', must be "
+        "'simulated', 'human'. Use one of them",
+    ),
+    Case(
+        "more labels a prompt than people",
+        ("data.preferences=null", "preferences={labeler: {type: human, annotators: [anna], labels_per_prompt: 2}}"),
+        "--set preferences={labeler: {type: human, annotators: [anna], labels_per_prompt: 2}}: preferences.labeler: "
+        "labels_per_prompt=2, but annotators names 1, and each judges a prompt once; use labels_per_prompt=1 or less, "
+        "or name more people",
+    ),
+    Case(
+        "a person who labels twice",
+        ("data.preferences=null", "preferences={labeler: {type: human, annotators: [anna, anna]}}"),
+        "--set preferences={labeler: {type: human, annotators: [anna, anna]}}: preferences.labeler: annotators names "
+        "anna more than once, but a person judges a prompt once; name each person once",
+    ),
+    Case(
+        "two ends of the labeling",
+        ("data.preferences=null", "preferences={labeler: {type: human, min_prompts: 4, min_share: 0.5}}"),
+        "--set preferences={labeler: {type: human, min_prompts: 4, min_share: 0.5}}: preferences.labeler: "
+        "min_prompts=4 and min_share=0.5 both say when the run goes on; drop one of the two",
+    ),
+    Case(
+        "a reward model that would agree with itself",
+        ("data.preferences=null", "preferences={selection: {type: ensemble_disagreement, reward_models: [a, a]}}"),
+        "--set preferences={selection: {type: ensemble_disagreement, reward_models: [a, a]}}: preferences.selection: "
+        "reward_models names a more than once, but a model never disagrees with itself; name each folder once",
+    ),
+    Case(
+        "one reward model to disagree with",
+        ("data.preferences=null", "preferences={selection: {type: ensemble_disagreement, reward_models: [a]}}"),
+        "--set preferences={selection: {type: ensemble_disagreement, reward_models: [a]}}: "
+        "preferences.selection.reward_models: found ['a'], must be of length at least 2; correct it",
     ),
     Case(
         "the reward model on the shared base twice",

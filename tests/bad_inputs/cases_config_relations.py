@@ -40,8 +40,8 @@ CASES = [
         "preferences in a format without any",
         ("data.preferences={hub: org/pairs, format: text}",),
         "--set data.preferences={hub: org/pairs, format: text}: data.preferences: rows of format `text` "
-        "hold no preferences; one of preference, hh is needed; change `data.preferences.format`, or "
-        "rename columns with `data.preferences.columns`",
+        "hold no preferences; one of preference, hh, sharegpt, ranking, labeled is needed; change "
+        "`data.preferences.format`, or rename columns with `data.preferences.columns`",
     ),
     Case(
         "a revision of a base that is a folder",

@@ -6,7 +6,7 @@ import pytest
 
 from data.conversations import SkippedRow, common_prompt, parse_hh_turns, parse_messages, starts_like_hh
 from data.errors import DataError
-from data.readers import Row
+from data.rows import Row
 from data.schema import Message
 
 

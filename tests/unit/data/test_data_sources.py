@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,7 +117,7 @@ def fake_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
     """Put a stand-in for `datasets` in place: nothing here may reach the network."""
     errors = SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {}))
     module = SimpleNamespace(load_dataset=load, get_dataset_config_names=lambda *_, **__: ["main"], exceptions=errors)
-    monkeypatch.setitem(sys.modules, "datasets", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "datasets", module)
 
 
 def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +131,24 @@ def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     source = SourceConfig(hub="a/b", config="main", split="test", revision="abc", limit=1)
     rows = list(read_rows(source, None, name="data.prompts"))
     assert [(row.values, row.origin) for row in rows] == [({"n": 1}, "a/b[test]: row 1")]
-    assert calls == [{"path": "a/b", "split": "test", "revision": "abc", "name": "main"}]
+    assert calls == [{"path": "a/b", "split": "test", "revision": "abc", "streaming": False, "name": "main"}]
     list(read_rows(SourceConfig(hub="a/b", config="harmless-base"), None, name="data.prompts"))
+    assert calls[1].pop("streaming") is False
     assert calls[1] == {"path": "a/b", "split": "train", "revision": None, "data_dir": "harmless-base"}
     assert source_files(source, None) == []
+
+
+def test_a_streamed_data_set_is_read_no_further_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def stream() -> Iterator[dict[str, int]]:
+        for number in range(1, 1000):
+            taken.append(number)
+            yield {"n": number}
+
+    fake_datasets(monkeypatch, lambda path, **options: stream() if options["streaming"] else None)
+    assert numbers(SourceConfig(hub="a/b", streaming=True, limit=3)) == [1, 2, 3]
+    assert taken == [1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", [ConnectionError, ValueError, FileNotFoundError])

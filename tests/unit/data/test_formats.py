@@ -14,9 +14,9 @@ from data.formats import (
     parse_preferences,
     parse_prompts,
     prompts_of,
-    recognise_format,
 )
-from data.readers import Row
+from data.recognition import recognise_format
+from data.rows import Row
 from data.schema import Demonstration, Message, PreferencePair, PromptRecord
 
 HH = {
@@ -240,7 +240,7 @@ def test_missing_column_names_line_and_columns() -> None:
         ("preferences", {"chosen": "a", "rejected": "b"}, {"record_format": "preference"},
          "f.jsonl:1: data.preferences: column `prompt` is missing, the row has `chosen`, `rejected`"),
         ("preferences", {"prompt": "a"}, {"record_format": "instruction"},
-         "rows of format `instruction` hold no preferences; one of preference, hh is needed"),
+         "rows of format `instruction` hold no preferences; one of preference, hh, sharegpt, ranking, labeled"),
         ("prompts", {"text": "a"}, {"record_format": "text"}, "rows of format `text` hold no prompts"),
         ("prompts", {"a": "b"}, {"columns": {"prompt": "c"}},
          "f.jsonl:1: data.prompts: column `c` is missing, the row has `a`; `data.prompts.columns` needs it"),

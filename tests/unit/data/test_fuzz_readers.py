@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from data.formats import parse_demonstrations, parse_preferences, parse_prompts
 from data.quarantine import Skipped, write_quarantine
-from data.readers import Row, read_file
+from data.readers import read_file
+from data.rows import Row
 from data.schema import Demonstration
 
 SUFFIXES = [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz"]

@@ -13,7 +13,8 @@ from data.config import SourceConfig
 from data.errors import DataError
 from data.files import open_data_file
 from data.formats import parse_demonstrations, parse_preferences
-from data.readers import Row, read_file
+from data.readers import read_file
+from data.rows import Row
 from data.shown import described, nearest, shown, shown_list
 from data.sources import read_rows, source_digest, source_files
 

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from data.conversations import SkippedRow
+from data.drafts import Draft, rewrite_texts
 from data.errors import DataError
 from data.formats import parse_prompts
-from data.readers import Row
+from data.records import MAX_ROW_CHARS, prompts_in, require_length
+from data.rows import Row
 from data.schema import Message, PromptRecord
 
 
@@ -45,3 +48,12 @@ def test_turns_may_have_a_reference() -> None:
 def test_a_reference_is_text_or_a_whole_number(value: Any) -> None:
     with pytest.raises(DataError, match="column `reference` holds .*; text is needed"):
         records({"prompt": "p", "reference": value})
+
+
+def test_a_reference_is_rewritten_with_the_other_texts_and_counts_for_the_length() -> None:
+    draft = rewrite_texts(Draft("call Ann", reference="Ann"), lambda text: text.replace("Ann", "X"))
+    assert prompts_in(draft) == (PromptRecord(prompt="call X", reference="X"),)
+    with pytest.raises(SkippedRow, match="too_long"):
+        require_length(Draft("p", reference="x" * MAX_ROW_CHARS))
+    with pytest.raises(SkippedRow, match="broken_unicode"):
+        prompts_in(Draft("p", reference="\ud83d"))

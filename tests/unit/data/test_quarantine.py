@@ -11,7 +11,7 @@ import pytest
 from data.errors import DataError
 from data.formats import parse_demonstrations, parse_preferences, parse_prompts
 from data.quarantine import REASONS, Skipped, check_share, write_quarantine
-from data.readers import Row
+from data.rows import Row
 from data.schema import PreferencePair
 from tests.unit.stages.data.test_data_stage import pairs, run, write
 
@@ -72,9 +72,10 @@ def test_several_pairs_of_a_prompt_are_no_defect_of_prompts_or_demonstrations() 
 
 
 def test_every_reason_says_what_is_needed_and_what_to_do() -> None:
-    source = "".join((PACKAGE / f"{name}.py").read_text() for name in ("conversations", "formats", "parsed"))
+    modules = ("conversations", "drafts", "records", "parsed")
+    source = "".join((PACKAGE / f"{name}.py").read_text() for name in modules)
     raised = set(re.findall(r'(?:SkippedRow\(|_require\([^,]+, |Skipped\([^"\n]+, )"(\w+)"', source))
-    assert raised == set(REASONS) and len(raised) >= 17
+    assert raised == set(REASONS) and len(raised) >= 20
 
 
 def bad(count: int) -> list[Skipped]:

@@ -12,7 +12,8 @@ import pytest
 
 from data.errors import DataError
 from data.files import file_suffix
-from data.readers import Row, read_file
+from data.readers import read_file
+from data.rows import Row
 
 ROWS = [
     {"prompt": 'Wie geht\'s, "du"?', "response": "Gut,\tdanke\nund dir?"},

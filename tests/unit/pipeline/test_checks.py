@@ -74,3 +74,25 @@ def test_skipped_rows_of_a_refused_source_are_left_in_the_output_folder(folder: 
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs if pair is not pairs[3]), encoding="utf-8")
     check_inputs(values, folder)
     assert not left.exists()
+
+
+def test_adapters_that_the_preferences_name_are_checked(folder: Path) -> None:
+    def problems(**settings: Any) -> list[str]:
+        data = {"demonstrations": {"path": "pairs.jsonl", "columns": {"response": "chosen"}}}
+        try:
+            check_inputs(PipelineConfig.model_validate(_values(data=data, preferences=settings)), folder)
+        except UserError as error:
+            return str(error).splitlines()
+        return []
+
+    (missing,) = problems(policy="./nowhere")
+    assert missing.startswith("preferences.policy='./nowhere': no adapter at ") and "Correct the path" in missing
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "./judge", "peft_type": "LORA"}), encoding="utf-8"
+    )
+    (other,) = problems(policy="./adapter")
+    assert "was trained on base './judge', but model.base is './policy'" in other
+    (member,) = problems(selection={"type": "ensemble_disagreement", "reward_models": ["./nowhere", "./neither"]})
+    assert member.startswith("preferences.selection.reward_models='./nowhere': no adapter at ")
+    assert problems() == []

@@ -121,3 +121,17 @@ def test_without_a_fast_tokenizer_rows_are_counted(base: Path, parts: Parts, tmp
     write_records(split_path(parts.folder, "prompts", "held_out"), [])
     with pytest.raises(DataError, match="of 0 rows held out"):
         parts.check(parts.config(*options))
+
+
+def test_a_run_that_would_drop_most_rows_is_refused(parts: Parts) -> None:
+    long = [Demonstration(prompt=TEXT, response=f"{TEXT} {number} " * 40) for number in range(2)]
+    short = [Demonstration(prompt=TEXT, response="no")]
+    write_records(split_path(parts.folder, "demonstrations", "train"), [*short, *long])
+    options = ["sft.max_length=64"]
+    with pytest.raises(
+        DataError, match=r"data\.demonstrations: 67% of 3 rows looked at are longer than sft\.max_length"
+    ):
+        parts.check(parts.config(*options))
+    parts.check(parts.config(*options, "data.checks.levels={truncation: warning}"))
+    write_records(split_path(parts.folder, "demonstrations", "train"), [*short, *long[:1]])
+    parts.check(parts.config(*options))

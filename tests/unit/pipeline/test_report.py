@@ -176,6 +176,12 @@ def test_the_page_has_every_part(run_dir: Path) -> None:
     assert "memory/peak_gib" in page  # a metric that no chart names
 
 
+def test_the_reward_models_accuracy_by_groups_of_pairs(run_dir: Path) -> None:
+    page = page_of(run_dir)
+    row = "<td>&lt;b&gt;own&lt;/b&gt;</td><td>40</td><td>75.0% (60.0% to 86.0%)</td><td>50.0%</td>"
+    assert row in page and "broken" not in page
+
+
 def test_the_header_names_the_reward_models_own_base(run_dir: Path) -> None:
     name = "Reward model's base"
     assert name not in page_of(run_dir)

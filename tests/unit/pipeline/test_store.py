@@ -118,6 +118,27 @@ def test_checklist_52_components_count_with_the_files_that_they_name(tmp_path: P
     assert "math-verify" not in store.shaping_packages(configuration(), "ppo")
 
 
+def test_who_labels_counts_and_how_long_they_are_waited_for_does_not(tmp_path: Path) -> None:
+    def labeled(selection: dict[str, Any] | None = None, policy: str = "sft", **labeler: Any) -> str:
+        section = {
+            "labeler": {"type": "human", **labeler},
+            "selection": selection or {"type": "random"},
+            "policy": policy,
+        }
+        return fingerprint("preferences", data={"demonstrations": {"path": "d.jsonl"}}, preferences=section)
+
+    assert labeled(timeout_hours=3) == labeled() != labeled(min_share=0.5)
+    assert labeled(annotators=["anna"]) != labeled()
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    selection = {"type": "ensemble_disagreement", "reward_models": [str(folder) for folder in folders]}
+    before = labeled(policy=str(folders[0])), labeled(selection)
+    (folders[0] / "adapter_model.safetensors").write_bytes(b"trained")
+    assert labeled(policy=str(folders[0])) != before[0] and labeled(selection) != before[1]
+
+
 def test_checklist_52_inputs_count_by_digest_and_role() -> None:
     moved = {role: type(artifact)(Path("/x"), artifact.digest) for role, artifact in INPUTS.items()}
     assert fingerprint(inputs=moved) == fingerprint()

@@ -19,7 +19,7 @@ from pipeline.validation import Origin
 VALUES: dict[str, Any] = {
     "model": {"base": "some/model", "tuning": {"layers": {"last": 2}}},
     "data": {"demonstrations": {"path": "d"}, "prompts": {"hub": "org/x"}},
-    "preferences": {},
+    "preferences": {"labeler": {"type": "simulated"}},
     "reward_model": {"model": {"base": "org/judge"}},
     "ppo": {"kl_controller": {"type": "adaptive", "target": 6}, "rewards": [{"type": "ensemble", "members": ["x"]}]},
     "evaluation": {"gold": {"type": "character_share", "characters": "aeiou"}},

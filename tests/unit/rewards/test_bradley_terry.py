@@ -22,6 +22,17 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
+def test_weights_count_pairs_in_proportion_and_parts_add_up() -> None:
+    weight = torch.tensor([2.0, 0.5, 0.0, 1.5], dtype=torch.float64)
+    each = [bradley_terry_loss(CHOSEN[i : i + 1], REJECTED[i : i + 1]).item() for i in range(4)]
+    loss = bradley_terry_loss(CHOSEN, REJECTED, weight=weight)
+    assert loss.item() == pytest.approx((2.0 * each[0] + 0.5 * each[1] + 1.5 * each[3]) / 4, abs=1e-12)
+    halves = [bradley_terry_loss(CHOSEN[part], REJECTED[part], weight=weight[part]) for part in (slice(2), slice(2, 4))]
+    assert loss.item() == pytest.approx((halves[0] + halves[1]).item() / 2, abs=1e-12)
+    smoothed = bradley_terry_loss(CHOSEN, REJECTED, weight=torch.ones(4), label_smoothing=0.2)
+    assert smoothed.item() == pytest.approx(bradley_terry_loss(CHOSEN, REJECTED, label_smoothing=0.2).item(), abs=1e-12)
+
+
 def test_checklist_09_loss_is_minus_log_sigmoid_of_the_lead_over_the_margin() -> None:
     leads = [1.5, 0.0, -3.0, 0.5]
     without = bradley_terry_loss(CHOSEN, REJECTED)

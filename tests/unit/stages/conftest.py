@@ -94,7 +94,7 @@ def preferences_run(sft_run: Executed, outputs: Path) -> Executed:
 
     config = PreferencesConfig.model_validate(
         {
-            "labeler": {"reward": {"type": "character_share", "characters": "aeiou"}},
+            "labeler": {"type": "simulated", "reward": {"type": "character_share", "characters": "aeiou"}},
             "responses_per_prompt": 3,
             "only_finished": False,
             "num_prompts": 12,

@@ -58,7 +58,7 @@ def test_fewer_pairs_and_no_held_out_prompts(preferences_run: Executed, tmp_path
 
 
 def test_a_labeler_without_an_opinion_ends_the_stage(preferences_run: Executed, tmp_path: Path) -> None:
-    labeler = {"reward": {"type": "character_share", "characters": "\u2603"}}
+    labeler = {"type": "simulated", "reward": {"type": "character_share", "characters": "\u2603"}}
     with pytest.raises(StageError, match=r"no pair came out of 36 responses: the labeler gave all"):
         _again(preferences_run, tmp_path, labeler=labeler)
 

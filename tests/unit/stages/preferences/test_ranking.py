@@ -27,6 +27,22 @@ def test_all_pairs_with_the_widest_gap_first() -> None:
     assert len(_pairs(list("abcdef"), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])) == 15
 
 
+def test_what_reward_models_dispute_comes_before_the_widest_gap() -> None:
+    candidates = Candidates(tuple(Episode("p", text, (1,), (2,), "p", True) for text in "abc"))
+
+    def pairs(*disagreements: float, limit: int | None = None) -> list[tuple[str, str]]:
+        found = rank_pairs(
+            candidates, (2.0, 0.0, 3.0), pairs_per_prompt=limit, label_noise=0.0, rng=random.Random(0),
+            disagreements=disagreements,
+        )  # fmt: skip
+        return [(pair.chosen, pair.rejected) for pair in found]
+
+    # Of the pairs (a, b), (a, c), (b, c), whichever of the two is better.
+    assert pairs(0.1, 0.9, 0.5) == [("c", "a"), ("c", "b"), ("a", "b")]
+    assert pairs(0.1, 0.9, 0.5, limit=1) == [("c", "a")]
+    assert pairs(0.5, 0.5, 0.5) == [("c", "b"), ("a", "b"), ("c", "a")]
+
+
 def test_equal_gaps_keep_the_order_of_the_responses() -> None:
     assert _pairs(["a", "b", "c"], [0.0, 1.0, 2.0]) == [("c", "a"), ("b", "a"), ("c", "b")]
 

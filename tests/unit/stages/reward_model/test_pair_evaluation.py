@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from stages.reward_model.evaluation import TokenizedPair, evaluate_pairs
+from stages.reward_model.evaluation import evaluate_pairs
+from stages.reward_model.evaluation_pairs import TokenizedPair
 
 
 class _LastToken:
@@ -29,7 +30,8 @@ def test_checklist_14_figures_by_hand() -> None:
         _pair((40,), (7, 10)),  # shorter chosen, right by 3
         _pair((20,), (20,)),  # a tie in score and length
     ]
-    metrics, bins = evaluate_pairs(scorer, pairs)
+    metrics, notes = evaluate_pairs(scorer, pairs)
+    bins = notes["reliability"]
     assert metrics["eval/accuracy"] == pytest.approx(2.5 / 4)
     assert metrics["eval/margin"] == pytest.approx(1.0)  # (2 - 1 + 3 + 0) / 4
     losses = [math.log1p(math.exp(-gap)) for gap in (2.0, -1.0, 3.0, 0.0)]

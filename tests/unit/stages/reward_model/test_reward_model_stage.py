@@ -129,6 +129,18 @@ def test_checklist_06_long_pairs_and_prompts_are_dropped_or_named(rm_run: Execut
             executed(stage_spec("reward_model", config, model, rm_run.spec.inputs, tmp_path))
 
 
+def test_weights_reach_the_loss_with_a_mean_of_one(rm_run: Executed) -> None:
+    tokenizer = load_tokenizer(rm_run.artifact.path, ModelConfig.model_validate(rm_run.spec.model))
+    pairs = [PreferencePair(prompt="Anna:", chosen=" a", rejected=" b", weight=weight) for weight in (None, 0.25, 0.25)]
+    tokenized, _ = rm_stage._tokenize(pairs, tokenizer, RewardModelConfig())
+    rows = rm_stage._pair_dataset(tokenized)
+    assert list(rows["weight"]) == [2.0, 0.5, 0.5]
+    assert "weight" not in rm_stage._pair_dataset(tokenized[:1]).column_names
+    collator = rm_stage.WeightedPairCollator(pad_token_id=0)
+    assert collator([rows[0], rows[1]])["weight"].tolist() == [2.0, 0.5]
+    assert "weight" not in collator([{"chosen_ids": [1], "rejected_ids": [2]}])
+
+
 def test_margins_reach_the_trainer_only_where_there_are_any(rm_run: Executed) -> None:
     tokenizer = load_tokenizer(rm_run.artifact.path, ModelConfig.model_validate(rm_run.spec.model))
     pairs = [PreferencePair(prompt="Anna:", chosen=" a", rejected=" b", margin=margin) for margin in (None, 0.5, None)]

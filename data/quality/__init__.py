@@ -1,0 +1,1 @@
+"""What is wrong with records that can each be read: repeats, leaks, biases, personal data. Without torch."""

@@ -1,0 +1,1 @@
+"""The page on which people rank responses, and the exchange of labels with other tools."""
