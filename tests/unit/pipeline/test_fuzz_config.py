@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from data.errors import ConfigError
 from pipeline.config import PipelineConfig
 from pipeline.loading import dump_config, load_config, read_yaml, resolve, validate_values
+from pipeline.problems import all_keys
+from rewards.composite_config import RewardConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -105,6 +107,24 @@ def test_values_that_could_be_meant_at_several_keys(number: int, changes: list[t
     for path, value in changes:
         values = changed(values, path, value)
     outcome(lambda: validate_values(values, [], "c.yaml"))
+
+
+COMPONENTS = get_args(get_args(RewardConfig)[0])
+component_keys = st.sampled_from(sorted({key for section in COMPONENTS for key in all_keys(section) if "." not in key}))
+component_types = st.sampled_from(
+    sorted({tag for section in COMPONENTS for tag in get_args(section.model_fields["type"].annotation)})
+)
+
+
+@bounded
+@given(
+    rewards=st.lists(
+        st.tuples(component_types, st.dictionaries(component_keys, st.one_of(plausible, trees), max_size=4)), max_size=3
+    )
+)
+def test_any_components_of_a_reward(rewards: list[tuple[str, dict[str, Any]]]) -> None:
+    values = [{"type": kind, **settings} for kind, settings in rewards]
+    outcome(lambda: validate_values(changed(WRITTEN[0], ("ppo", "rewards"), values), [], "c.yaml"))
 
 
 @bounded
