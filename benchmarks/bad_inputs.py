@@ -90,7 +90,7 @@ def prepared(root: Path) -> Iterator[Prepared]:
         (folder / "c.yaml").write_text(json.dumps(config), encoding="utf-8")
         yield Prepared("data", data.name, folder)
     for number, model in enumerate(case for case in test_models.CASES if case.by == "validate"):
-        members = {"reward_ensemble": {"members": ["./member"]}} if model in cases_adapters.CASES else {}
+        members = {"rewards": [{"type": "ensemble", "members": ["./member"]}]} if model in cases_adapters.CASES else {}
         config = {**test_config.RIGHT, "model": test_models.MODEL | dict(model.model), "ppo": members}
         folder = _copy(right, root / f"model-{number}", config)
         model.damage(folder)

@@ -48,6 +48,15 @@ def margin_in(row: Row, name: str) -> float | None:
     return margin
 
 
+def reference_in(row: Row, name: str) -> str | None:
+    """The right answer, as text or a whole number; None where the cell is null, blank or absent."""
+    value = row.values.get("reference")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    text = text_in(row, "reference", name)
+    return text if text.strip() else None
+
+
 def texts_in(row: Row, column: str, name: str) -> tuple[str, ...]:
     """A list of texts; also of single messages, whose text it is."""
     items = _list_in(row, column, name, "texts")

@@ -27,6 +27,7 @@ class Draft:
         responses: All responses of a row that ranks several; empty otherwise.
         values: How good each of them is; higher is better, equal is a tie.
         is_good: What a row with a label says of its response.
+        reference: The right answer to a prompt.
     """
 
     prompt: Prompt
@@ -36,6 +37,7 @@ class Draft:
     responses: tuple[str, ...] = ()
     values: tuple[float, ...] = ()
     is_good: bool | None = None
+    reference: str | None = None
 
 
 def rewrite_texts(draft: Draft, rewrite: Callable[[str], str]) -> Draft:
@@ -54,6 +56,7 @@ def rewrite_texts(draft: Draft, rewrite: Callable[[str], str]) -> Draft:
         response=rewrite(draft.response),
         rejected=rewrite(draft.rejected),
         responses=tuple(map(rewrite, draft.responses)),
+        reference=None if draft.reference is None else rewrite(draft.reference),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.cells import reference_in
 from data.config import FORMATS_BY_KIND, RecordFormat, RowsConfig, wrong_format
 from data.conversations import SkippedRow
 from data.drafts import Draft, read_draft
@@ -164,6 +165,8 @@ def _outcomes(
         _require_columns(renamed, row, record_format, kind, name)
         try:
             draft = read_draft(renamed, record_format, kind, name)
+            if kind == "prompts":
+                draft = replace(draft, reference=reference_in(renamed, name))
             require_length(draft)
             if rewrite is not None:
                 draft = rewrite(draft)

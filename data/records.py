@@ -59,7 +59,8 @@ def prompts_in(draft: Draft) -> tuple[PromptRecord, ...]:
     """
     if is_empty_prompt(draft.prompt):
         raise SkippedRow("empty_prompt")
-    return (PromptRecord(prompt=_checked(draft.prompt)),)
+    reference = None if draft.reference is None else _encodable(draft.reference)
+    return (PromptRecord(prompt=_checked(draft.prompt), reference=reference),)
 
 
 def ranked_pairs(prompt: Prompt, responses: Sequence[str], values: Sequence[float]) -> tuple[PreferencePair, ...]:
@@ -133,7 +134,7 @@ def require_length(draft: Draft) -> None:
         SkippedRow: It is.
     """
     prompt = draft.prompt if isinstance(draft.prompt, str) else "".join(turn.content for turn in draft.prompt)
-    responses = draft.responses or (draft.response, draft.rejected)
+    responses = (*(draft.responses or (draft.response, draft.rejected)), draft.reference or "")
     if len(prompt) + sum(map(len, responses)) > MAX_ROW_CHARS:
         raise SkippedRow("too_long")
 

@@ -75,7 +75,10 @@ class PreferencePair(_Record):
 
 
 class PromptRecord(_Record):
-    """A prompt alone."""
+    """A prompt alone, or with the answer that a response to it is compared with."""
+
+    reference: str | None = None
+    """The right answer, for rewards that check one; None where there is none."""
 
 
 Record = Demonstration | PreferencePair | PromptRecord

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, ValidationInfo, model_validator
 
@@ -28,6 +28,9 @@ class Contradiction:
 
 class StrictModel(BaseModel):
     """A frozen pydantic model that refuses unknown keys and reads field docstrings as descriptions."""
+
+    MOVED: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions: what is said of one that is used still."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -66,6 +69,10 @@ def all_contradictions(section: BaseModel, *above: str) -> Iterator[tuple[tuple[
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield from all_contradictions(value, *above, name)
+        elif isinstance(value, list):
+            for number, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from all_contradictions(item, *above, name, str(number))
         elif isinstance(value, dict):
             for key, inner in value.items():
                 if isinstance(inner, BaseModel):

@@ -16,15 +16,14 @@ from pipeline.config import PipelineConfig
 from pipeline.environment import environment_problems
 from pipeline.graph import stage_inputs
 from pipeline.model_sizes import size_problems
+from pipeline.reward_checks import reward_problems
 from pipeline.session import RunPlan
 from pipeline.store import lookup, named_adapters, stage_fingerprint
 from pipeline.tasks import missing_in_store
-from rewards.config import FunctionRewardConfig
-from rewards.function import function_file
 from stages.contract import Artifact, StageName
 from stages.models.adapters import check_adapter, check_reward_model
 from stages.models.own_base import names_own_base
-from stages.models.sources import adapter_folder, check_base
+from stages.models.sources import check_base
 from stages.storage import check_room
 
 LEAST_ROOM_BYTES = 64 << 20
@@ -56,19 +55,8 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
                 check_base(config.own_reward_base, config_dir)
         except UserError as error:
             problems.append(str(error))
-    if config.ppo is not None and config.ppo.reward_ensemble is not None:
-        for member in config.ppo.reward_ensemble.members:
-            try:
-                folder = adapter_folder(member, config_dir, "ppo.reward_ensemble.members")
-                check_reward_model(folder, config.model, config_dir=config_dir)
-            except UserError as error:
-                problems.append(str(error))
+    problems += reward_problems(config, config_dir)
     problems += _preferences_problems(config, config_dir)
-    if config.ppo is not None and isinstance(config.ppo.reward, FunctionRewardConfig):
-        try:
-            function_file(config.ppo.reward.source, config_dir)
-        except UserError as error:
-            problems.append(str(error))
     problems += size_problems(config, config_dir)
     problems += _source_problems(config, config_dir)
     prompts = config.data.prompts or config.data.preferences or config.data.demonstrations

@@ -1,4 +1,6 @@
-"""Rows that are too few or too long for a later stage: told as soon as there is a dataset, before anything is trained.
+"""Rows that a later stage cannot use: told as soon as there is a dataset, before anything is trained.
+
+They are too few, too long, or without the answer that a reward compares with.
 
 A token count here is of the texts alone, a little less than what a stage sees with its chat template. So a run that is
 refused would have failed for sure; each stage still counts for itself.
@@ -14,6 +16,7 @@ from data.quality.config import ChecksConfig
 from data.quality.findings import level_of
 from data.schema import Kind, PreferencePair, Prompt, Split, read_split
 from pipeline.config import PipelineConfig
+from rewards.references import check_references
 from stages.contract import StageName
 from stages.models.config import ModelConfig
 from stages.models.sources import tokenizer_file
@@ -79,6 +82,11 @@ def check_dataset(
             )
         elif counted is not None:
             problems += _truncation(need, texts, counted, config.data.checks)
+    if config.ppo is not None and "ppo" in stages:
+        try:
+            check_references(config.ppo.reward_components, read_split(dataset, "prompts", "train"))
+        except DataError as error:
+            problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
 

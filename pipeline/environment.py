@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from pipeline.config import PipelineConfig
-from rewards.config import RemoteRewardConfig
+from pipeline.reward_checks import missing_variables, needs_packages
 
 OURS = "rlhf-pipeline"
 _ALWAYS = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "pydantic", "prefect", "fastapi")
@@ -35,6 +35,8 @@ def _packages(config: PipelineConfig) -> Iterator[str]:
         yield from _version(name)
     if config.tracking.mode != "disabled":
         yield from _version("wandb")
+    for name in needs_packages(config):
+        yield from _version(name)
     for key, extra, other in _extras(config):
         name = {"qlora": "bitsandbytes", "deepspeed": "deepspeed", "flash_attn": "flash-attn"}[extra]
         if _installed(name) is None:
@@ -118,12 +120,7 @@ def _variables(config: PipelineConfig) -> Iterator[str]:
             f"{_THREADS}={threads!r}: no number of threads; a whole number above 0 is needed; correct it, or unset the "
             f"variable"
         )
-    reward = None if config.ppo is None else config.ppo.reward
-    if isinstance(reward, RemoteRewardConfig) and reward.token_env and not os.environ.get(reward.token_env):
-        yield (
-            f"ppo.reward.token_env={reward.token_env}: this environment variable is not set; put the reward server's "
-            f"token there, or remove the setting"
-        )
+    yield from missing_variables(config)
 
 
 def _prefect_home() -> Path:

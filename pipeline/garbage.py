@@ -123,6 +123,7 @@ def _temporary(run: RunFolder) -> Iterator[Path]:
         folder = run.stage_dir(stage["name"])
         yield from folder.glob(f"{SCRATCH}*")
         yield from folder.glob("checkpoints/.writing-*")
+        yield from folder.glob("rollouts/.step-*")
         yield from folder.glob(".spec.json*")
     yield from run.path.glob(".lock")
 

@@ -152,7 +152,8 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
     return resolved
 
 
-_PATHS = ("output_dir", "base", "chat_template", "source", "members", "adapter_dir")
+_PATHS = ("output_dir", "base", "chat_template", "source", "members", "adapter_dir", "words")
+_LEARNED = "ppo.rewards.path"  # the paths of data are looked at where they are read
 
 
 def _check_homes(values: Any, key: str = "") -> None:
@@ -163,7 +164,7 @@ def _check_homes(values: Any, key: str = "") -> None:
     elif isinstance(values, list):
         for value in values:
             _check_homes(value, key)
-    elif isinstance(values, str) and values.startswith("~") and key.rpartition(".")[2] in _PATHS:
+    elif isinstance(values, str) and values.startswith("~") and (key.rpartition(".")[2] in _PATHS or key == _LEARNED):
         try:
             Path(values).expanduser()
         except RuntimeError as error:
@@ -196,9 +197,9 @@ def _resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "c
 
 
 def _resolve_ppo(config: PipelineConfig, ppo: PPOConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {"whiten_advantages": ppo.whitens_advantages}
+    found: dict[str, Any] = {"whiten_advantages": ppo.whitens_advantages, "rewards": ppo.reward_components}
     if ppo.has_critic and ppo.critic_init == "auto":
-        is_like_it = config.own_reward_base is None and ppo.reward is None
+        is_like_it = config.own_reward_base is None and ppo.is_scored_by_reward_model
         found["critic_init"] = "reward_model" if is_like_it else "zero"
     found["share_first_pass"] = ppo.shares_first_pass and config.launch.num_processes == 1
     if ppo.cache_trunk == "auto" and config.model.tuning.layers is None:

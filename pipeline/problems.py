@@ -29,7 +29,9 @@ _BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
     "too_short": ("min_length", "of length at least"),
+    "too_long": ("max_length", "of length at most"),
     "string_too_short": ("min_length", "of length at least"),
+    "string_too_long": ("max_length", "of length at most"),
 }
 
 
@@ -81,6 +83,10 @@ def truth_as_number(
         path, became = (*above, str(name)), getattr(validated, str(name), None)
         if isinstance(value, Mapping) and isinstance(became, BaseModel):
             lines |= truth_as_number(value, became, source, *path)
+        elif isinstance(value, list) and isinstance(became, list):
+            for number, (inner, section) in enumerate(zip(value, became, strict=True)):
+                if isinstance(inner, Mapping) and isinstance(section, BaseModel):
+                    lines |= truth_as_number(inner, section, source, *path, str(number))
         elif isinstance(value, bool) and not isinstance(became, bool) and became is not None:
             remedy = _way_out(type(validated), str(name))
             lines[path] = f"{source(path)}: {'.'.join(path)}: found {_show(value)}, must be a number; {remedy}"
@@ -108,7 +114,8 @@ def _explain(
     context: Mapping[str, Any] = problem.get("ctx", {})
     found = _show(problem["input"])
     if kind == "extra_forbidden":
-        return f"unknown key. {_suggest(root, owner, path)}"
+        moved = getattr(owner, "MOVED", {}).get(path[-1])
+        return moved or f"unknown key. {_suggest(root, owner, path)}"
     if kind == "missing":
         return f"missing. It is required{_purpose(owner, name)}; add `{'.'.join(path)}`"
     if kind == "value_error":
@@ -137,11 +144,15 @@ def _locate(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[type[Base
     path: list[str] = []
     sections: list[type[BaseModel]] = [model]
     owner: type[BaseModel] | None = model
-    for element in map(str, loc):
+    for place in loc:
+        element = str(place)
         holder = next((section for section in sections if element in section.model_fields), None)
         if holder is not None:
             owner = holder
             sections = list(_sections(holder.model_fields[element].annotation))
+            path.append(element)
+            continue
+        if path and isinstance(place, int) and sections:  # an entry of a list of sections
             path.append(element)
             continue
         variants = [section for section in sections if element in _tags(section)]
@@ -154,7 +165,7 @@ def _locate(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[type[Base
         owner = sections[0] if sections else owner
         sections = []
         path.append(element)
-    return owner, path, path[-1] if path else ""
+    return owner, path, next((element for element in reversed(path) if not element.isdigit()), "")
 
 
 def _is_annotation_name(element: str) -> bool:
@@ -163,10 +174,10 @@ def _is_annotation_name(element: str) -> bool:
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The model classes in a field's type."""
+    """The model classes in a field's type, also as entries of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType, Annotated):
+    elif get_origin(annotation) in (Union, types.UnionType, Annotated, list):
         for part in get_args(annotation):
             yield from _sections(part)
 
@@ -193,7 +204,7 @@ def _suggest(root: type[BaseModel], owner: type[BaseModel] | None, path: Sequenc
     near = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {prefix + '.' if prefix else ''}{near[0]}?"
-    if ".".join(path) in all_keys(root):
+    if ".".join(element for element in path if not element.isdigit()) in all_keys(root):
         return f"Another type of {prefix} has it. Allowed here: {', '.join(allowed)}"
     elsewhere = [dotted for dotted in all_keys(root) if dotted.split(".")[-1] == path[-1]]
     elsewhere = [dotted for dotted in elsewhere if dotted.split(".")[0] == path[0]] or elsewhere

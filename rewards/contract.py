@@ -21,6 +21,7 @@ class Episode:
         response_ids: The response as the policy wrote it, EOS included where it ended by itself.
         prompt: The prompt as the data has it, for judges with a chat template of their own.
         finished: Whether the response ended by itself; False where the length limit cut it off.
+        reference: The right answer to the prompt, where the data has one.
     """
 
     prompt_text: str
@@ -29,6 +30,7 @@ class Episode:
     response_ids: tuple[int, ...]
     prompt: Prompt
     finished: bool
+    reference: str | None = None
 
 
 class RewardFunction(Protocol):

@@ -1,15 +1,28 @@
-"""The reward function that a configuration names."""
+"""What judges by a component."""
 
 from pathlib import Path
 
-from rewards.config import FunctionRewardConfig, RemoteRewardConfig, RewardConfig
+from rewards.composite_config import PythonRewardConfig, RemoteRewardConfig, RewardConfig
 from rewards.contract import RewardFunction
-from rewards.function import FunctionReward
-from rewards.rules import build_rule_reward
+from rewards.counts import LengthReward, RepetitionReward
+from rewards.function import PythonReward
+from rewards.rule_config import (
+    CharacterShareComponentConfig,
+    ExactMatchRewardConfig,
+    FormatRewardConfig,
+    LengthRewardConfig,
+    MathRewardConfig,
+    RegexRewardConfig,
+    RepetitionRewardConfig,
+    SentimentRewardConfig,
+    WordListRewardConfig,
+)
+from rewards.rules import CharacterShareReward, VaderReward
+from rewards.templates import FormatReward
 
 
 def build_reward(config: RewardConfig, config_dir: Path | None) -> RewardFunction:
-    """Make it.
+    """Make it. Reward models, which need a base, are the stages' own affair.
 
     Args:
         config: Which.
@@ -17,13 +30,42 @@ def build_reward(config: RewardConfig, config_dir: Path | None) -> RewardFunctio
 
     Raises:
         ConfigError: It cannot be made.
+        StageError: A server that it asks is not well.
     """
-    match config:
-        case FunctionRewardConfig():
-            return FunctionReward(config, config_dir)
+    match config:  # packages that not all of them need are imported where they are
+        case PythonRewardConfig():
+            return PythonReward(config, config_dir)
         case RemoteRewardConfig():
-            from rewards.remote import RemoteReward  # httpx, which the others do without
+            from rewards.remote import RemoteReward
 
-            return RemoteReward(config)
+            remote = RemoteReward(config)
+            remote.check_health()
+            return remote
+        case RegexRewardConfig():
+            from rewards.matching import RegexReward
+
+            return RegexReward(config)
+        case ExactMatchRewardConfig():
+            from rewards.matching import ExactMatchReward
+
+            return ExactMatchReward(config)
+        case MathRewardConfig():
+            from rewards.math_answers import MathReward
+
+            return MathReward(config)
+        case WordListRewardConfig():
+            from rewards.word_lists import WordListReward
+
+            return WordListReward(config, config_dir)
+        case LengthRewardConfig():
+            return LengthReward(config)
+        case RepetitionRewardConfig():
+            return RepetitionReward(config)
+        case FormatRewardConfig():
+            return FormatReward(config)
+        case SentimentRewardConfig():
+            return VaderReward(config)
+        case CharacterShareComponentConfig():
+            return CharacterShareReward(config)
         case _:
-            return build_rule_reward(config)
+            raise ValueError(f"a component of type {config.type} judges by a model")

@@ -1,7 +1,7 @@
 """A reward server over HTTP: asked again with growing pauses where it fails, believed only where its answer is whole.
 
-One request for all episodes of a step (of a rank): `{"prompts": [...], "responses": [...]}`; the answer is
-`{"scores": [...]}`, one finite number each, in their order.
+A request is `{"prompts": [...], "responses": [...]}`, with `"references": [...]` where the prompts have some; the
+answer is `{"scores": [...]}`, one finite number each, in their order. docs/rewards.md has the schema.
 """
 
 import datetime
@@ -12,13 +12,13 @@ import os
 import time
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 
 from data.errors import ConfigError, StageError
 from rewards.checking import checked_scores
-from rewards.config import RemoteRewardConfig
+from rewards.composite_config import RemoteRewardConfig
 from rewards.contract import Episode
 from rewards.retrying import backoff_seconds
 
@@ -48,8 +48,8 @@ class RemoteReward:
             token = os.environ.get(config.token_env)
             if not token:
                 raise ConfigError(
-                    f"ppo.reward.token_env={config.token_env}: this environment variable is not set; put the reward "
-                    f"server's token there, or remove the setting"
+                    f"{config.setting}.token_env={config.token_env}: this environment variable is not set; put the "
+                    f"reward server's token there, or remove the setting"
                 )
             headers["Authorization"] = f"Bearer {token}"
         self._http = httpx.Client(
@@ -65,27 +65,44 @@ class RemoteReward:
         Raises:
             StageError: The server fails for good, refuses, or its answer cannot be used.
         """
-        body = {
+        size = self._config.batch_size or max(len(episodes), 1)
+        starts = range(0, len(episodes), size)
+        return [score for start in starts for score in self._scores(episodes[start : start + size])]
+
+    def check_health(self) -> None:
+        """Ask whether the server is well, where the configuration says at which address.
+
+        Raises:
+            StageError: It does not say so within the retries.
+        """
+        if self._config.health is not None:
+            self._answer("GET", urljoin(self._config.address, self._config.health), None)
+
+    def _scores(self, episodes: Sequence[Episode]) -> list[float]:
+        body: dict[str, Any] = {
             "prompts": [episode.prompt_text for episode in episodes],
             "responses": [episode.response_text for episode in episodes],
         }
-        content = self._answer(body)
-        source, remedy = f"ppo.reward: {self._config.address}", "correct the server"
+        if any(episode.reference is not None for episode in episodes):
+            body["references"] = [episode.reference for episode in episodes]
+        content = self._answer("POST", self._config.address, body)
+        source, remedy = f"{self._config.setting}: {self._config.address}", "correct the server"
         try:
             scores = json.loads(content)["scores"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StageError(
                 f"{source} answered {content[:_MAX_MESSAGE]!r}, which is not {{'scores': [...]}} in JSON; one finite "
                 f"number for each of {len(episodes)} responses is needed: {remedy}"
             ) from error
         return checked_scores(scores, episodes, source=source, remedy=remedy)
 
-    def _answer(self, body: dict[str, Any]) -> bytes:
+    def _answer(self, method: str, address: str, body: dict[str, Any] | None) -> bytes:
         """Ask until there is an answer, or the retries are used up."""
+        setting = self._config.setting
         for retry in range(self._config.max_retries + 1):
             problem, pause = "", backoff_seconds(retry)
             try:
-                response = self._ask(body)
+                response = self._ask(method, address, body)
             except httpx.TransportError as error:
                 problem = f"failed ({type(error).__name__}: {error})"
             else:
@@ -94,26 +111,26 @@ class RemoteReward:
                 problem = f"answered {response.status_code} {response.text[:_MAX_MESSAGE]!r}"
                 if response.status_code not in _PASSING:
                     raise StageError(
-                        f"ppo.reward: {self._config.address} {problem}, which another try would not change; a server "
-                        f"that takes these requests is needed: correct `ppo.reward.address`, the token or the server"
+                        f"{setting}: {address} {problem}, which another try would not change; a server that takes "
+                        f"these requests is needed: correct the address, the token or the server"
                     )
                 pause = _retry_after(response, pause)
             if retry < self._config.max_retries:
                 logger.warning(
-                    "ppo.reward: %s %s; asked again in %.0f s (%d of %d)",
-                    self._config.address, problem, pause, retry + 1, self._config.max_retries,
+                    "%s: %s %s; asked again in %.0f s (%d of %d)",
+                    setting, address, problem, pause, retry + 1, self._config.max_retries,
                 )  # fmt: skip
                 time.sleep(pause)
         raise StageError(
-            f"ppo.reward: {self._config.address} {problem}, the last of {self._config.max_retries + 1} tries; a reward "
+            f"{setting}: {address} {problem}, the last of {self._config.max_retries + 1} tries; a reward "
             f"server that answers within {self._config.timeout_seconds:g} s is needed: bring it back, or raise "
-            f"`ppo.reward.timeout_seconds` or `ppo.reward.max_retries`"
+            f"`timeout_seconds` or `max_retries`"
         )
 
-    def _ask(self, body: dict[str, Any]) -> httpx.Response:
+    def _ask(self, method: str, address: str, body: dict[str, Any] | None) -> httpx.Response:
         """One request with one limit for all of it: httpx's own is for each piece, and a trickle has many."""
         deadline = time.monotonic() + self._config.timeout_seconds
-        with self._http.stream("POST", self._config.address, json=body) as response:
+        with self._http.stream(method, address, json=body) as response:
             parts: list[bytes] = []
             for part in response.iter_bytes():
                 parts.append(part)
@@ -121,7 +138,7 @@ class RemoteReward:
                     raise httpx.ReadTimeout(f"no whole answer within {self._config.timeout_seconds:g} s")
                 if sum(map(len, parts)) > _MOST_BYTES:
                     raise StageError(
-                        f"ppo.reward: {self._config.address} answered more than {_MOST_BYTES // 1024**2} MiB; "
+                        f"{self._config.setting}: {address} answered more than {_MOST_BYTES // 1024**2} MiB; "
                         f"{{'scores': [...]}} with one number a response is needed: correct the server"
                     )
             # Already decoded, so that it has no Content-Encoding any more.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rewards.config import CharacterShareRewardConfig, VaderRewardConfig
+from rewards.config import CharacterShareRewardConfig, SentimentFields, VaderRewardConfig
 from rewards.contract import Episode, RewardFunction
 
 
@@ -13,7 +13,7 @@ class VaderReward:
     Text", https://ojs.aaai.org/index.php/ICWSM/article/view/14550; package `vaderSentiment`.
     """
 
-    def __init__(self, config: VaderRewardConfig) -> None:
+    def __init__(self, config: SentimentFields) -> None:
         """Read the lexicon (30 ms)."""
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 

@@ -1,13 +1,14 @@
 """Settings of PPO. Imports pydantic only."""
 
 import math
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from data.strict import Contradiction, Flag, Section, StrictModel, differs
-from rewards.config import RewardConfig, RewardEnsembleConfig
+from rewards.component_config import repeated_names
+from rewards.composite_config import EnsembleRewardConfig, LearnedRewardConfig, RewardConfig
 from stages.rollouts.config import RolloutConfig
 
 
@@ -45,6 +46,13 @@ KLControllerConfig = Annotated[FixedKLConfig | AdaptiveKLConfig, Field(discrimin
 
 class PPOConfig(Section):
     """PPO with a KL penalty against the SFT policy."""
+
+    MOVED: ClassVar[Mapping[str, str]] = {
+        "reward": "a key of earlier versions, now an entry of `rewards`; write `rewards: [{type: python, source: "
+        "...}]` for a function, `[{type: remote, address: ...}]` for a server, `[{type: sentiment}]` for vader",
+        "reward_ensemble": "a key of earlier versions, now an entry of `rewards`; write `rewards: [{type: ensemble, "
+        "members: [...]}]`",
+    }
 
     steps: int = Field(default=100, ge=1, le=10**9)
     """Rounds of rollout and update."""
@@ -149,12 +157,12 @@ class PPOConfig(Section):
     normalize_scores: Flag = False
     """Divide the scores by the running standard deviation of all scores seen."""
 
-    reward: RewardConfig | None = None
-    """Judges in place of the trained reward model, which then serves the evaluation alone: a function of your own
-    (`{type: function, source: "file.py:name"}`), a server (`{type: remote, address: ...}`) or a rule."""
+    rewards: list[RewardConfig] | None = Field(default=None, min_length=1, max_length=100)
+    """What the score is the sum of: reward models, rules, functions, servers, each with a weight or a threshold
+    (docs/rewards.md). Default: the run's reward model, `[{type: learned}]`."""
 
-    reward_ensemble: RewardEnsembleConfig | None = None
-    """Further reward models that judge beside the run's own. Off by default."""
+    keep_rollouts: Flag = True
+    """Write each step's prompts, responses and raw scores to `<run>/ppo/rollouts`, as Parquet."""
 
     score_clip: float | None = Field(default=None, gt=0)
     """Scores are clipped to `+- score_clip`, after normalising."""
@@ -231,20 +239,29 @@ class PPOConfig(Section):
                 "missing_eos_score and missing_eos_penalty are both set; a missing EOS is either replaced or "
                 "penalised: drop one of the two",
             )
-        if self.reward is None:
-            return
-        if self.reward_ensemble is not None:
+        yield from repeated_names(self.reward_components)
+        if self.critic_init == "reward_model" and not self.is_scored_by_reward_model:
             yield Contradiction(
-                ("reward", "reward_ensemble"),
-                "reward and reward_ensemble are both set, but `reward` judges in place of all reward models: drop one "
-                "of the two",
+                ("critic_init", "rewards"),
+                "critic_init=reward_model, but `rewards` gives scores in other units than the run's reward model alone "
+                "(weight 1, neither normalised nor clipped); use `critic_init: zero` or `auto`",
             )
-        if self.critic_init == "reward_model":
-            yield Contradiction(
-                ("critic_init", "reward"),
-                "critic_init=reward_model, but `reward` judges in place of the reward model and in other units; use "
-                "`critic_init: zero` or `auto`",
-            )
+
+    @property
+    def reward_components(self) -> list[RewardConfig]:
+        """`rewards` with its default."""
+        return [LearnedRewardConfig()] if self.rewards is None else self.rewards
+
+    @property
+    def is_scored_by_reward_model(self) -> bool:
+        """Whether a score is in the units of the run's own reward model: nothing else judges and it is not shaped."""
+        first, *others = self.reward_components
+        plain = first.weight == 1 and first.threshold is None and first.normalize == "none" and first.clip is None
+        match first:
+            case LearnedRewardConfig(path=None) | EnsembleRewardConfig(with_own=True):
+                return plain and not others
+            case _:
+                return False
 
     @property
     def has_critic(self) -> bool:

@@ -10,10 +10,11 @@ from typing import Any
 
 from data.chat import drop_long, encode_episode, encode_prompt
 from data.errors import ConfigError, DataError, ModelError, StageError
-from data.schema import Prompt, read_split
-from rewards.contract import RewardFunction
-from rewards.ensemble import EnsembleReward
-from rewards.factory import build_reward
+from data.schema import PromptRecord, read_split
+from rewards.composite import CompositeReward
+from rewards.contract import Episode, RewardFunction
+from rewards.references import check_references
+from rewards.stored import cut_steps
 from stages.accelerator import make_learner, process_group
 from stages.checkpoint import Checkpoints
 from stages.contract import Artifact, StageContext, StageOutput
@@ -27,23 +28,27 @@ from stages.models.own_base import read_own_base
 from stages.models.reward_loading import REWARD_ROLE, as_reward, load_score_model
 from stages.models.scalar_head import ScoreNormalization, ValueHead
 from stages.models.shared_base import SharedBase
-from stages.models.sources import adapter_folder, resolve_base
+from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer, save_tokenizer
 from stages.models.tuning import save_adapter, score_weight
 from stages.positions import check_prompts
 from stages.ppo.config import PPOConfig
 from stages.ppo.guard import BadStepCounter
 from stages.ppo.passes import PPOModels
+from stages.ppo.rewards import build_rewards
 from stages.ppo.state import Progress, StepStart, load_state, save_state
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.update import Demonstration, Update
 from stages.ranks import Ranks
-from stages.rollouts.contract import RolloutEngine
+from stages.rollouts.contract import Rollout, RolloutEngine
 from stages.rollouts.episodes import make_episode
 from stages.rollouts.factory import build_engine, serves_trainer_weights
 from stages.seeds import batch_rows
 
 logger = logging.getLogger(__name__)
+
+ROLLOUTS = "rollouts"
+"""Folder in that of the stage: what was sampled and how it was judged, a Parquet file a step."""
 
 
 def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageOutput:
@@ -111,7 +116,9 @@ def run(config: PPOConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     save_adapter(models.shared_base.peft_model, "policy", context.payload_dir, base_spec=model.base)
     save_tokenizer(tokenizer, context.payload_dir)
     metrics |= {"data/prompts": float(len(prompts)), "data/dropped": float(dropped)}
-    notes = {"bad_steps": trainer.bad_steps.count, "critic_initialisation": critic_start}
+    notes: dict[str, Any] = {"bad_steps": trainer.bad_steps.count, "critic_initialisation": critic_start}
+    if trainer.rollouts_dir is not None:  # of the run that trained: another one may take the artifact from the store
+        notes["rollouts"] = f"{context.stage_dir.parent.name}/{context.stage_dir.name}/{ROLLOUTS}"
     return StageOutput(metrics, notes=notes)
 
 
@@ -122,7 +129,7 @@ def _load_roles(
     inputs: Mapping[str, Artifact],
     pad_token_id: int,
     context: StageContext,
-) -> tuple[PPOModels, RewardFunction, str]:
+) -> tuple[PPOModels, CompositeReward, str]:
     """Policy, reference, reward model and, where the estimator needs one, the critic."""
     shared_base = SharedBase(load_causal_lm(base, model, context.device), model)
     shared_base.add_adapter("reference", inputs["policy"].path, trainable=False)
@@ -143,15 +150,7 @@ def _load_roles(
             )
         )
 
-    reward = (
-        judge(reward_folder, REWARD_ROLE) if config.reward is None else build_reward(config.reward, context.config_dir)
-    )
-    if config.reward_ensemble is not None:
-        members = [reward]
-        for number, name in enumerate(config.reward_ensemble.members):
-            folder = adapter_folder(name, context.config_dir, "ppo.reward_ensemble.members")
-            members.append(judge(folder, f"{REWARD_ROLE}-{number + 1}"))
-        reward = EnsembleReward(members, combine=config.reward_ensemble.combine)
+    reward = build_rewards(config, judge, reward_folder, context.config_dir)
     value_head, critic_start = _start_critic(config, shared_base, reward_folder)
     if value_head is not None:
         value_head = value_head.to(shared_base.device)
@@ -187,7 +186,7 @@ def _start_critic(config: PPOConfig, shared_base: SharedBase, reward_folder: Pat
             "ppo.critic_init=reward_model, but the reward model has another base, whose adapter and head fit nothing "
             "here; use `ppo.critic_init: zero` or `auto`"
         )
-    if is_shared and config.critic_init != "zero" and config.reward is None:
+    if is_shared and config.critic_init != "zero" and config.is_scored_by_reward_model:
         shared_base.copy_adapter(REWARD_ROLE, "critic", trainable=True)
         head = ValueHead.from_score_head(score_weight(reward_folder), ScoreNormalization.load(reward_folder))
         return head, "reward model, with its normalisation folded into the value head"
@@ -198,9 +197,9 @@ def _start_critic(config: PPOConfig, shared_base: SharedBase, reward_folder: Pat
 def _make_trainer(
     config: PPOConfig,
     models: PPOModels,
-    reward: RewardFunction,
+    reward: CompositeReward,
     engine: RolloutEngine,
-    records: Mapping[tuple[int, ...], Prompt],
+    records: Mapping[tuple[int, ...], PromptRecord],
     tokenizer: Any,
     demonstrations: Sequence[Demonstration],
     ranks: Ranks,
@@ -224,6 +223,11 @@ def _make_trainer(
     learners = {"policy": learner("policy", config.learning_rate)}
     if config.has_critic:
         learners["critic"] = learner("critic", config.critic_learning_rate or config.learning_rate)
+
+    def to_episode(rollout: Rollout) -> Episode:
+        record = records[rollout.prompt_ids]
+        return make_episode(tokenizer, record.prompt, rollout, reference=record.reference)
+
     bad_steps = BadStepCounter(config.max_bad_steps)
     update = Update(
         config=config,
@@ -239,20 +243,28 @@ def _make_trainer(
         config=config,
         models=models,
         rollout_engine=engine,
-        reward_function=reward,
-        to_episode=lambda rollout: make_episode(tokenizer, records[rollout.prompt_ids], rollout),
+        rewards=reward,
+        to_episode=to_episode,
         update=update,
         bad_steps=bad_steps,
         ranks=ranks,
         seed=context.seed,
         same_weights=same_weights,
+        rollouts_dir=_rollouts_dir(config, context, ranks),
     )
     return trainer, learners
+
+
+def _rollouts_dir(config: PPOConfig, context: StageContext, ranks: Ranks) -> Path | None:
+    """Where this rank keeps the rollouts; no part of the artifact, which is the policy alone."""
+    return context.stage_dir / ROLLOUTS if config.keep_rollouts and ranks.is_main else None
 
 
 def _go_on(trainer: PPOTrainer, learners: dict[str, Learner], context: StageContext) -> Progress:
     """Put the newest checkpoint, if there is one, into a trainer that is made already."""
     checkpoint = Checkpoints.of(context).latest()
+    if trainer.rollouts_dir is not None:
+        cut_steps(trainer.rollouts_dir, 0 if checkpoint is None else checkpoint.step)
     if checkpoint is None:
         return Progress()
     load_state(checkpoint.path, trainer, learners)
@@ -338,8 +350,8 @@ def _progress_text(metrics: Mapping[str, float]) -> str:
 
 def _prompts(
     config: PPOConfig, dataset: Artifact, tokenizer: Any
-) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], Prompt], int]:
-    """Training prompts as ids, the record's prompt of each, and how many were too long."""
+) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], PromptRecord], int]:
+    """Training prompts as ids, the record of each, and how many were too long."""
     records = read_split(dataset.path, "prompts", "train")
     encoded = [tuple(encode_prompt(tokenizer, record.prompt)) for record in records]
     kept, dropped = drop_long(encoded, config.max_prompt_tokens)
@@ -348,7 +360,8 @@ def _prompts(
             f"ppo: all {dropped} prompts are longer than ppo.max_prompt_tokens={config.max_prompt_tokens}; at least "
             f"one has to fit: raise `ppo.max_prompt_tokens`"
         )
-    return [encoded[row] for row in kept], {encoded[row]: records[row].prompt for row in kept}, dropped
+    check_references(config.reward_components, [records[row] for row in kept])
+    return [encoded[row] for row in kept], {encoded[row]: records[row] for row in kept}, dropped
 
 
 def _demonstrations(config: PPOConfig, dataset: Artifact, tokenizer: Any) -> list[Demonstration]:

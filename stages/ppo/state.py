@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import torch
 
+from rewards.composite import RewardState
 from stages.artifacts import write_json
 from stages.learner import Learner
 from stages.models.tuning import load_adapter_weights, save_adapter
@@ -134,6 +135,7 @@ def _trainer_state(trainer: PPOTrainer) -> dict[str, Any]:
         "value_head": {} if head is None else head.state_dict(),
         "kl_coef": trainer.kl_controller.value,
         "scores": {"count": scores.num_scores, "mean": scores.mean, "sum_of_squares": scores.sum_of_squares},
+        "rewards": trainer.rewards.state.to_json(),
         "num_steps": trainer.num_steps,
         "num_bad_steps": trainer.bad_steps.count,
         "num_negative_kl": trainer.kl_watch.num_negative,
@@ -147,6 +149,7 @@ def _load_trainer_state(trainer: PPOTrainer, state: dict[str, Any]) -> None:
     scores = trainer.score_shaper
     scores.num_scores = state["scores"]["count"]
     scores.mean, scores.sum_of_squares = state["scores"]["mean"], state["scores"]["sum_of_squares"]
+    trainer.rewards.state = RewardState.from_json(state["rewards"])
     trainer.num_steps = state["num_steps"]
     trainer.bad_steps.count = state["num_bad_steps"]
     trainer.kl_watch.num_negative = state["num_negative_kl"]

@@ -14,13 +14,16 @@ all episodes. Shape legend: B = episodes, T = response tokens.
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from data.errors import StageError
-from rewards.contract import Episode, RewardFunction
+from rewards.composite import CompositeReward
+from rewards.contract import Episode
+from rewards.stored import StoredStep, write_step
 from stages.algorithms.advantages import estimate_advantages, shape_rewards
 from stages.algorithms.importance import importance_weights
 from stages.algorithms.kl import estimate_kl
@@ -48,13 +51,14 @@ class PPOTrainer:
         config: PPOConfig,
         models: PPOModels,
         rollout_engine: RolloutEngine,
-        reward_function: RewardFunction,
+        rewards: CompositeReward,
         to_episode: Callable[[Rollout], Episode],
         update: Update,
         bad_steps: BadStepCounter,
         ranks: Ranks,
         seed: int,
         same_weights: bool = True,
+        rollouts_dir: Path | None = None,
     ) -> None:
         """Put the parts together and make the controllers.
 
@@ -62,25 +66,27 @@ class PPOTrainer:
             config: All settings.
             models: The roles on one base.
             rollout_engine: Generates with the policy that it was given last.
-            reward_function: Judges episodes.
-            to_episode: Decodes a rollout for the reward function.
+            rewards: Judges episodes; its state moves with the steps.
+            to_episode: Decodes a rollout for the rewards.
             update: Moves policy and critic.
             bad_steps: Counts what is not finite; the update's own.
             ranks: Processes of the stage.
             seed: Rollouts derive from it and the step's number.
             same_weights: False where the engine serves other base weights on purpose (the original ones beside a
                 trainer in NF4): a large gap is then corrected and told, and no fault.
+            rollouts_dir: Where this rank writes the rollouts of each step with their raw scores; None writes none.
         """
         self.config = config
         self.models = models
         self.rollout_engine = rollout_engine
-        self.reward_function = reward_function
+        self.rewards = rewards
         self.to_episode = to_episode
         self.update = update
         self.bad_steps = bad_steps
         self.ranks = ranks
         self.seed = seed
         self.same_weights = same_weights
+        self.rollouts_dir = rollouts_dir
         self.kl_controller = KLController(config.kl_controller, config.kl_coef)
         self.score_shaper = ScoreShaper(config)
         self.kl_watch = NegativeKLWatch()
@@ -115,13 +121,20 @@ class PPOTrainer:
         with self.models.shared_base.cached_trunk():
             with clock.measure("score"):
                 episodes = [self.to_episode(rollout) for rollout in rollouts]
-                own_scores = self.ranks.together(lambda: self.reward_function(episodes))
-                scores = torch.tensor(self.ranks.gather(own_scores))
+                rows = self.ranks.gather(self.ranks.together(lambda: self.rewards.judge(episodes)))
+                state, combined = self.rewards.state, self.rewards.combine(rows)
+                scores = torch.tensor(combined.totals)
             with clock.measure("experience"):
                 own, passed = collect_experience(rollouts, self.models, config, first=self._first_minibatch())
                 experience = gather_experience(own, self.ranks)
+            if self.rollouts_dir is not None:
+                with clock.measure("keep"):
+                    everything = episodes if self.ranks.size == 1 else list(map(self.to_episode, experience.rollouts))
+                    parts = self.rewards.by_column(rows), combined.totals
+                    components = self.rewards.components
+                    write_step(self.rollouts_dir, StoredStep(self.num_steps + 1, everything, components, state, *parts))
             is_finite = self._is_finite(experience, scores)
-            metrics = self._learn(experience, scores, passed, clock) if is_finite else {}
+            metrics = combined.metrics | self._learn(experience, scores, passed, clock) if is_finite else {}
         if is_finite:
             with clock.measure("sync"):
                 metrics |= self.rollout_engine.load_policy("policy").metrics

@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def make_episode(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, rollout: Rollout) -> Episode:
+def make_episode(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, rollout: Rollout, *, reference: str | None = None
+) -> Episode:
     """Give a rollout its texts.
 
     Args:
         tokenizer: Of the policy.
         prompt: The prompt as the data has it, which `rollout.prompt_ids` encode.
         rollout: One response to it.
+        reference: The right answer, where the data has one.
     """
     return Episode(
         prompt_text=render_prompt_text(tokenizer, prompt),
@@ -26,4 +29,5 @@ def make_episode(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, rollout: 
         response_ids=rollout.response_ids,
         prompt=prompt,
         finished=rollout.finished,
+        reference=reference,
     )

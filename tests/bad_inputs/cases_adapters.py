@@ -47,7 +47,7 @@ CASES = [
     ModelCase(
         "no adapter",
         _no_member,
-        "ppo.reward_ensemble.members='./member': no adapter at member. A folder with adapter_config.json is needed, "
+        "ppo.rewards[ensemble].members='./member': no adapter at member. A folder with adapter_config.json is needed, "
         "`outputs/RUN/reward_model` for instance. Correct the path or remove the setting.",
     ),
     ModelCase(

@@ -162,36 +162,6 @@ CASES = [
         "found 1.5, must be less than 1; correct it, or leave it out for the default 0.35",
     ),
     Case(
-        "a reward function without a name",
-        ("ppo.reward={type: function, source: own.py}",),
-        "--set ppo.reward={type: function, source: own.py}: ppo.reward.source: found 'own.py', must name "
-        "a file or module and a function in it; write it as path/to/file.py:name or package.module:name",
-    ),
-    Case(
-        "a reward function that is not there",
-        ('ppo.reward={type: function, source: "own.py:score"}',),
-        "ppo.reward.source='own.py:score': no file at own.py or own.py; a Python file beside the "
-        "configuration file or in the working directory is needed: correct the path",
-    ),
-    Case(
-        "a reward server by FTP",
-        ("ppo.reward={type: remote, address: ftp://x}",),
-        "--set ppo.reward={type: remote, address: ftp://x}: ppo.reward.address: found 'ftp://x', must be "
-        "an address without a key in it; write it as http://host:8080/score",
-    ),
-    Case(
-        "a reward of an unknown kind",
-        ("ppo.reward={type: oracle}",),
-        "--set ppo.reward={type: oracle}: ppo.reward: found type 'oracle', must be 'function', 'remote', "
-        "'vader', 'character_share'. Use one of them",
-    ),
-    Case(
-        "an ensemble of nobody",
-        ("ppo.reward_ensemble={members: []}",),
-        "--set ppo.reward_ensemble={members: []}: ppo.reward_ensemble.members: found [], must be of "
-        "length at least 1; correct it",
-    ),
-    Case(
         "an evaluation of a PPO that is off",
         ("ppo=null",),
         "--set ppo=null: evaluation: compares PPO with SFT, but `ppo: null` switches PPO off; set `evaluation: null`",
@@ -298,8 +268,8 @@ CASES = [
         "advantage_estimator, responses_per_prompt, num_ppo_epochs, learning_rate, critic_init, "
         "critic_learning_rate, adam_epsilon, max_grad_norm, clip_range, dual_clip, max_approx_kl, "
         "entropy_coef, ptx_coef, value_clip_range, value_coef, gamma, gae_lambda, kl_coef, kl_controller, "
-        "kl_estimator, kl_placement, whiten_advantages, whiten_rewards, normalize_scores, reward, "
-        "reward_ensemble, score_clip, missing_eos_score, missing_eos_penalty, max_prompt_tokens, "
+        "kl_estimator, kl_placement, whiten_advantages, whiten_rewards, normalize_scores, rewards, "
+        "keep_rollouts, score_clip, missing_eos_score, missing_eos_penalty, max_prompt_tokens, "
         "generate_batch_size, max_bad_steps, max_kl_per_token, gradient_checkpointing, rollout",
     ),
     Case(

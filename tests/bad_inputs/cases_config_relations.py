@@ -139,32 +139,6 @@ CASES = [
         "advantage_estimator=rloo does not use it; remove gamma, or use advantage_estimator=gae",
     ),
     Case(
-        "a reward and an ensemble",
-        (
-            "ppo.reward={type: vader}",
-            "ppo.reward_ensemble={members: [other]}",
-        ),
-        "--set ppo.reward={type: vader} --set ppo.reward_ensemble={members: [other]}: ppo: reward and "
-        "reward_ensemble are both set, but `reward` judges in place of all reward models: drop one of the"
-        " two",
-    ),
-    Case(
-        "a critic from a reward model that does not judge",
-        (
-            "ppo.reward={type: vader}",
-            "ppo.critic_init=reward_model",
-        ),
-        "--set ppo.reward={type: vader} --set ppo.critic_init=reward_model: ppo: "
-        "critic_init=reward_model, but `reward` judges in place of the reward model and in other units; "
-        "use `critic_init: zero` or `auto`",
-    ),
-    Case(
-        "the same opinion twice",
-        ("ppo.reward_ensemble={members: [one, two, one]}",),
-        "--set ppo.reward_ensemble={members: [one, two, one]}: ppo.reward_ensemble: members names one "
-        "more than once, but what a model says twice is no second opinion; name each folder once",
-    ),
-    Case(
         "a shared first pass on two ranks",
         (
             "ppo.share_first_pass=true",

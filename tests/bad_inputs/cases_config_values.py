@@ -145,8 +145,8 @@ CASES = [
     ),
     Case(
         "a token's variable with an equals sign",
-        ("ppo.reward={type: remote, address: 'http://h/', token_env: 'A=b'}",),
-        "--set ppo.reward={type: remote, address: 'http://h/', token_env: 'A=b'}: ppo.reward.token_env: "
+        ("ppo.rewards=[{type: remote, address: 'http://h/', token_env: 'A=b'}]",),
+        "--set ppo.rewards=[{type: remote, address: 'http://h/', token_env: 'A=b'}]: ppo.rewards.0.token_env: "
         "found 3 characters that are no name of an environment variable (not repeated here: they may be "
         "what it holds); letters, digits and `_` are needed; write the name alone",
     ),

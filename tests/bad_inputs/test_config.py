@@ -8,12 +8,19 @@ import pytest
 import yaml
 
 from pipeline.cli import main
-from tests.bad_inputs import cases_config_models, cases_config_ppo, cases_config_relations, cases_config_values
+from tests.bad_inputs import (
+    cases_config_models,
+    cases_config_ppo,
+    cases_config_relations,
+    cases_config_values,
+    cases_rewards,
+)
 from tests.bad_inputs.config_case import Case
 from tests.bad_inputs.test_data import MAX_PER_TEMPLATE, template
 
 CASES: list[Case] = [
     *cases_config_models.CASES, *cases_config_ppo.CASES, *cases_config_relations.CASES, *cases_config_values.CASES,
+    *cases_rewards.CASES,
 ]  # fmt: skip
 RIGHT = {
     "model": {"base": "./base"},
@@ -94,7 +101,7 @@ def test_no_message_serves_for_more_than_eight_configurations(folder: Path) -> N
 
 
 def test_every_case_is_another(folder: Path) -> None:
-    assert len({case.name for case in CASES}) == len({case.options for case in CASES}) == len(CASES) >= 155
+    assert len({case.name for case in CASES}) == len({case.options for case in CASES}) == len(CASES) >= 180
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -21,7 +21,7 @@ from tests.bad_inputs.test_data import MAX_PER_TEMPLATE, template
 __all__ = ["folder"]
 
 GPU = {"CUDA_VISIBLE_DEVICES": "0"}
-REMOTE = "ppo.reward={type: remote, address: 'http://127.0.0.1:9/score', token_env: REWARD_TOKEN}"
+REMOTE = "ppo.rewards=[{type: remote, address: 'http://127.0.0.1:9/score', token_env: REWARD_TOKEN, health: /up}]"
 QLORA = "model.tuning={method: qlora}"
 
 
@@ -159,8 +159,8 @@ CASES = [
     threads("many"),
     Case(
         "no token for the reward server",
-        "ppo.reward.token_env=REWARD_TOKEN: this environment variable is not set; put the reward server's token there, "
-        "or remove the setting",
+        "ppo.rewards[remote].token_env=REWARD_TOKEN: this environment variable is not set; put the reward server's "
+        "token there, or remove the setting",
         (REMOTE,),
         variables={"REWARD_TOKEN": None},
     ),

@@ -62,7 +62,7 @@ def configuration(model: dict[str, Any], *, ensemble: bool = False) -> Path:
         "model": model,
         "data": {"demonstrations": {"path": "d.jsonl"}, "preferences": {"path": "p.jsonl"}},
         "launch": {"device": "cpu"},
-        "ppo": {"reward_ensemble": {"members": ["./member"]} if ensemble else None},
+        "ppo": {"rewards": [{"type": "ensemble", "members": ["./member"]}] if ensemble else None},
         "output_dir": "out",
     }
     Path("c.yaml").write_text(json.dumps(values), encoding="utf-8")

@@ -30,6 +30,10 @@ CONFIG: dict[str, Any] = {
     "ptx_coef": 0.3,
     "normalize_scores": True,
     "max_grad_norm": 1e9,
+    "rewards": [
+        {"type": "length", "name": "running", "normalize": "running"},
+        {"type": "length", "name": "bound", "threshold": {"at_least": 0.9, "multiplier_init": 0.2}},
+    ],
 }
 DEMONSTRATIONS = list(zip(random_rows([3] * 16, seed=81), random_rows([1, 9, 2, 5] * 4, seed=82), strict=True))
 LONG = {tuple(prompt) for prompt in PROMPTS[4:]}
@@ -74,6 +78,7 @@ def steps(ranks: Ranks, folders: Folders, kept: Path, deepspeed: dict[str, Any] 
     finally:
         trainer_module.collect_experience, trainer_module.gather_experience = _ORIGINALS
     trainer.update = update
+    found["rewards"] = trainer.rewards.state.to_json()
     found["seeds"] = [list(seeds) for seeds in trainer.rollout_engine.seeds]  # type: ignore[attr-defined]
     found["weights"] = weights(trained(trainer))
     save_state(kept, trainer, learners(trainer), base_spec="tiny")

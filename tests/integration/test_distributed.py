@@ -8,6 +8,8 @@ import torch
 
 from pipeline.config import LaunchConfig
 from pipeline.launch import execute
+from rewards.composite import combine
+from rewards.stored import StoredStep, read_steps
 from stages.contract import artifact_from_json
 from stages.metrics import read_metrics
 from stages.models.config import ModelConfig
@@ -25,9 +27,15 @@ PPO: dict[str, Any] = {
     "learning_rate": 1e-3,
     "ptx_coef": 0.1,
     "entropy_coef": 0.01,
+    "rewards": [
+        {"type": "learned"},
+        {"type": "length", "weight": 0.1, "normalize": "running"},
+        {"type": "character_share", "characters": "aeiou", "threshold": {"at_least": 0.5, "multiplier_init": 0.2}},
+    ],
     "rollout": {"engine": "hf", "max_new_tokens": 6},
 }
 Mode = Literal["process", "accelerate", "deepspeed"]
+Found = tuple[dict[str, list[dict[str, Any]]], Path, list[StoredStep]]
 
 LEARNING: dict[str, Any] = {"batch_size": 16, "microbatch_size": 4, "max_steps": 3, "learning_rate": 1e-3}
 NORMALIZATION = {"num_prompts": 4, "sampling": {"max_new_tokens": 4}}
@@ -36,7 +44,10 @@ TOLERANCE = {"accelerate": 2e-5, "deepspeed": 2e-5}
 
 
 def run(folder: Path, base: Path, mode: Mode) -> tuple[dict[str, list[dict[str, Any]]], Path]:
-    """All training stages under one launch mode; their metrics, and the folder of the trained policy."""
+    """All training stages under one launch mode; their metrics, and the folder of the trained policy.
+
+    The rollouts are in `folder / "run/ppo/rollouts"`.
+    """
     model = ModelConfig.model_validate({"base": str(base), "dtype": "float32", "tuning": {"rank": 4, "alpha": 8}})
     launch = LaunchConfig(mode=mode, num_processes=1 if mode == "process" else 2, device="cpu")
     pairs = folder / "pairs.jsonl"
@@ -78,15 +89,17 @@ def losses(rows: list[dict[str, Any]]) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[dict[str, list[dict[str, Any]]], Path]:
-    return run(tmp_path_factory.mktemp("single") / "x", tiny_llama, "process")
+def single(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Found:
+    folder = tmp_path_factory.mktemp("single") / "x"
+    metrics, policy = run(folder, tiny_llama, "process")
+    return metrics, policy, list(read_steps(folder / "run/ppo/rollouts"))
 
 
 @pytest.mark.parametrize("mode", ["accelerate", "deepspeed"])
 def test_two_ranks_compute_what_one_process_computes(
-    mode: Mode, single: tuple[dict[str, list[dict[str, Any]]], Path], tiny_llama: Path, tmp_path: Path
+    mode: Mode, single: Found, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    expected, expected_policy = single
+    expected, expected_policy, expected_steps = single
     found, policy = run(tmp_path / "x", tiny_llama, mode)
     for stage in ("sft", "reward_model"):
         assert len(losses(found[stage])) == 3
@@ -101,6 +114,12 @@ def test_two_ranks_compute_what_one_process_computes(
                 # The SFT and reward models before differ by the order of their own sums already.
                 assert row[name] == pytest.approx(wanted[name], rel=2e-2, abs=2e-3), name
     assert found["ppo"][1]["policy/approx_kl"] > 0
+    steps = list(read_steps(tmp_path / "x/run/ppo/rollouts"))
+    assert [stored.step for stored in steps] == [1, 2]
+    for stored, wanted_step in zip(steps, expected_steps, strict=True):  # the first rank writes those of both
+        assert [each.prompt_ids for each in stored.episodes] == [each.prompt_ids for each in wanted_step.episodes]
+        assert combine(stored.parts, stored.components, stored.state).totals == stored.totals
+    assert steps[0].episodes == expected_steps[0].episodes and len(steps[0].episodes) == 8
     moved = adapter_state(policy)
     for name, weight in adapter_state(expected_policy).items():
         torch.testing.assert_close(moved[name], weight, rtol=0, atol=5e-4, msg=name)

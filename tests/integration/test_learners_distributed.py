@@ -81,6 +81,16 @@ def test_every_rank_knows_the_experience_of_all(single: Found, together: list[Fo
                 assert rows == parts, name
 
 
+def test_moments_and_multipliers_are_those_of_the_whole_batch_on_every_rank(
+    single: Found, together: list[Found]
+) -> None:
+    for kind in KINDS:
+        first, second = (found[kind]["rewards"] for found in together)
+        assert first == second == single["rewards"]
+    count, mean, _ = single["rewards"]["moments"]["running"]
+    assert count == 16 and mean > 0.1 and single["rewards"]["multipliers"]["bound"] > 0.2
+
+
 def test_checklist_34_whitening_has_the_statistics_of_the_whole_batch(single: Found, together: list[Found]) -> None:
     for kind in KINDS:
         first, second = (found[kind] for found in together)

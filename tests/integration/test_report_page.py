@@ -50,7 +50,7 @@ def test_the_page_shows_verdict_curves_samples_and_lineage(browser: Browser, rep
     assert page.locator("#verdict li").count() == 7
     assert page.locator("#figures .tile").count() == 7
     titles = page.locator("#curves figcaption").all_inner_texts()
-    assert {"Loss", "Accuracy", "Calibration", "Reward-model score", "KL to the SFT policy", "Entropy"} <= set(titles)
+    assert {"Loss", "Accuracy", "Calibration", "Score", "KL to the SFT policy", "Entropy"} <= set(titles)
     assert all(chart.bounding_box() for chart in page.locator("#curves > .charts svg.chart").all())
     assert page.locator("#evaluation tbody tr").count() == 9
     assert page.locator("#samples article").count() == 8

@@ -249,10 +249,10 @@ def test_the_reward_models_own_base(config_file: Path) -> None:
     assert load_config(config_file, ["reward_model.model={base: some/model, tuning: {rank: 8}}"]).own_reward_base
 
 
-@pytest.mark.parametrize("reward", ["{type: function, source: 'own.py:f'}", "{type: remote, address: 'http://h/'}"])
+@pytest.mark.parametrize("reward", ["{type: python, source: 'own.py:f'}", "{type: remote, address: 'http://h/'}"])
 def test_a_reward_that_is_no_reward_model_starts_no_critic(config_file: Path, tmp_path: Path, reward: str) -> None:
     """And what was resolved loads back: the stage reads it so."""
-    resolved = resolve(load_config(config_file, [f"ppo.reward={reward}"]))
+    resolved = resolve(load_config(config_file, [f"ppo.rewards=[{reward}]"]))
     assert resolved.ppo is not None and resolved.ppo.critic_init == "zero"
     path = tmp_path / "resolved.yaml"
     path.write_text(dump_config(resolved), encoding="utf-8")

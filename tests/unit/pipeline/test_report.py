@@ -268,6 +268,19 @@ def test_metrics_that_are_never_numbers_draw_nothing() -> None:
     assert "No metrics were recorded" in stage_curves(stage)
 
 
+def test_several_components_share_a_chart_and_one_has_none_of_its_own() -> None:
+    def page(*names: str) -> str:
+        rows = [{"step": step, **{name: float(step) for name in names}} for step in (1, 2, 3)]
+        return stage_curves(StageView("ppo", "executed", rows=rows))
+
+    one = ("objective/scores", "reward/learned/weighted_mean")
+    assert "Parts of the score" not in page(*one) and "Multipliers" not in page(*one)
+    both = page(*one, "reward/brevity/weighted_mean", "constraint/tidy/multiplier", "constraint/tidy/violation")
+    assert both.count("<figcaption>Parts of the score</figcaption>") == 1 and "brevity" in both
+    assert both.count("<figcaption>Multipliers</figcaption>") == 1
+    assert "<figcaption>constraint/tidy/violation</figcaption>" in both, "among the others"
+
+
 def test_what_was_measured_once_is_no_curve() -> None:
     stage = StageView("data", "executed", rows=[{"step": 0, "seconds": 0.1, "prompts/train": 570}])
     html = stage_curves(stage)

@@ -75,8 +75,8 @@ def test_checklist_52_a_reward_of_the_users_own_counts_by_its_file_and_not_by_ho
     own.write_text("def f(prompts, responses): ...\n", encoding="utf-8")
 
     def asked(**settings: Any) -> str:
-        reward = {"type": "function", "source": f"{own}:f"} | settings
-        return fingerprint(ppo={"reward": reward})
+        reward = {"type": "python", "source": f"{own}:f"} | settings
+        return fingerprint(ppo={"rewards": [reward]})
 
     before = asked()
     assert before != fingerprint() and asked(timeout_seconds=9) == before
@@ -84,14 +84,38 @@ def test_checklist_52_a_reward_of_the_users_own_counts_by_its_file_and_not_by_ho
     own.write_text("def f(prompts, responses): return []\n", encoding="utf-8")
     assert asked() != before
     own.unlink()
-    with pytest.raises(ConfigError, match=r"ppo\.reward\.source=.*: no file at "):
+    with pytest.raises(ConfigError, match=r"ppo\.rewards\[python\]\.source=.*: no file at "):
         asked()
 
     def served(**settings: Any) -> str:
-        return fingerprint(ppo={"reward": {"type": "remote", "address": "http://judge:1/", **settings}})
+        return fingerprint(ppo={"rewards": [{"type": "remote", "address": "http://judge:1/", **settings}]})
 
-    assert served(timeout_seconds=9, max_retries=0, token_env="T") == served()
+    assert served(timeout_seconds=9, max_retries=0, token_env="T", batch_size=4, health="/health") == served()
     assert served(address="http://judge:2/") != served()
+
+
+def test_checklist_52_components_count_with_the_files_that_they_name(tmp_path: Path) -> None:
+    words, member = tmp_path / "words.txt", tmp_path / "member"
+    words.write_text("bad\n", encoding="utf-8")
+    member.mkdir()
+    (member / "adapter_config.json").write_text("{}", encoding="utf-8")
+
+    def judged(*rewards: dict[str, Any]) -> str:
+        return fingerprint(ppo={"rewards": list(rewards)})
+
+    listed = {"type": "toxicity", "words": str(words)}
+    learned = {"type": "learned", "path": str(member)}
+    before = judged(listed, learned)
+    assert len({before, judged(learned, listed), judged(listed), judged({**listed, "weight": 2}, learned)}) == 4
+    assert judged({"type": "math", "timeout_seconds": 1}) != judged({"type": "math"}), "an answer counts by the clock"
+    for file in (words, member / "adapter_config.json"):
+        content = file.read_text(encoding="utf-8")
+        file.write_text(content + " ", encoding="utf-8")
+        assert judged(listed, learned) != before
+        file.write_text(content, encoding="utf-8")
+    assert judged(listed, learned) == before
+    assert "math-verify" in store.shaping_packages(configuration(ppo={"rewards": [{"type": "math"}]}), "ppo")
+    assert "math-verify" not in store.shaping_packages(configuration(), "ppo")
 
 
 def test_who_labels_counts_and_how_long_they_are_waited_for_does_not(tmp_path: Path) -> None:

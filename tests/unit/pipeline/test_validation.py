@@ -21,12 +21,22 @@ VALUES: dict[str, Any] = {
     "data": {"demonstrations": {"path": "d"}, "prompts": {"hub": "org/x"}},
     "preferences": {"labeler": {"type": "simulated"}},
     "reward_model": {"model": {"base": "org/judge"}},
-    "ppo": {"kl_controller": {"type": "adaptive", "target": 6}, "reward_ensemble": {"members": ["x"]}},
+    "ppo": {"kl_controller": {"type": "adaptive", "target": 6}, "rewards": [{"type": "ensemble", "members": ["x"]}]},
     "evaluation": {"gold": {"type": "character_share", "characters": "aeiou"}},
 }
 REWARDS: list[dict[str, Any]] = [
-    {"type": "function", "source": "own.py:f"},
-    {"type": "remote", "address": "http://h/", "token_env": "TOKEN"},
+    {"type": "python", "source": "own.py:f"},
+    {"type": "remote", "address": "http://h/", "token_env": "TOKEN", "health": "/health"},
+    {"type": "learned", "path": "p", "threshold": {"at_least": 0.5}},
+    {"type": "length"},
+    {"type": "regex", "pattern": "x", "name": "x"},
+    {"type": "format", "template": {"type": "count", "of": "lines", "minimum": 1}},
+    {"type": "repetition"},
+    {"type": "exact_match", "extract": "(x)"},
+    {"type": "math"},
+    {"type": "sentiment", "clip": [-1, 1]},
+    {"type": "toxicity", "words": "w.txt"},
+    {"type": "character_share", "characters": "aeiou"},
 ]
 
 
@@ -36,26 +46,24 @@ def fields(section: BaseModel, *above: str) -> Iterator[tuple[tuple[str, ...], A
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield from fields(value, *above, name)
+        elif isinstance(value, list) and isinstance(value[0] if value else None, BaseModel):
+            for number, item in enumerate(value):
+                yield from fields(item, *above, name, str(number))
         else:
             yield (*above, name), field.annotation
 
 
-def put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+def put(values: Any, path: tuple[str, ...], value: Any) -> Any:
     name, *rest = path
+    if isinstance(values, list):
+        before, after = values[: int(name)], values[int(name) + 1 :]
+        return [*before, put(values[int(name)], tuple(rest), value), *after]
     return {**values, name: put(values.get(name) or {}, tuple(rest), value) if rest else value}
 
 
 def all_fields() -> list[tuple[dict[str, Any], tuple[str, ...], Any]]:
-    found = []
-    for reward in [None, *REWARDS]:
-        values = (
-            VALUES if reward is None else put(put(VALUES, ("ppo", "reward"), reward), ("ppo", "reward_ensemble"), None)
-        )
-        config = validate_values(values, [], "c.yaml")
-        found += [
-            (values, path, kind) for path, kind in fields(config) if reward is None or path[:2] == ("ppo", "reward")
-        ]
-    return found
+    values = put(VALUES, ("ppo", "rewards"), [*VALUES["ppo"]["rewards"], *REWARDS])
+    return [(values, path, kind) for path, kind in fields(validate_values(values, [], "c.yaml"))]
 
 
 FIELDS = all_fields()

@@ -3,6 +3,7 @@
 import math
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from pydantic import ValidationError
 
 from data.errors import ConfigError, StageError
-from rewards.config import FunctionRewardConfig
+from rewards.composite_config import PythonRewardConfig
 from rewards.contract import Episode
-from rewards.function import FunctionReward, function_digest, function_file
+from rewards.function import PythonReward, function_digest, function_file
 
 FILE = """
 import math
@@ -43,6 +44,9 @@ def never(prompts, responses):
 def leaves(prompts, responses):
     raise SystemExit(3)
 
+def against(prompts, responses, references):
+    return [float(response == reference) for response, reference in zip(responses, references)]
+
 number = 4
 """
 
@@ -58,11 +62,15 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def reward(file: Path, name: str, **settings: Any) -> FunctionReward:
-    return FunctionReward(FunctionRewardConfig(source=f"{file.name}:{name}", **settings), file.parent)
+def reward(file: Path, name: str, **settings: Any) -> PythonReward:
+    return PythonReward(PythonRewardConfig(source=f"{file.name}:{name}", **settings), file.parent)
 
 
-def giving(found: Any, file: Path) -> FunctionReward:
+def digest(source: str, folder: Path | None) -> str:
+    return function_digest(PythonRewardConfig(source=source), folder)
+
+
+def giving(found: Any, file: Path) -> PythonReward:
     """A function that gives this, whatever it is asked."""
     made = reward(file, "length")
     made._function = lambda prompts, responses: found
@@ -72,14 +80,21 @@ def giving(found: Any, file: Path) -> FunctionReward:
 def test_a_function_of_a_file_beside_the_configuration_judges_prompts_and_responses(file: Path) -> None:
     assert reward(file, "length")(episodes("ab", "", "abc")) == [4.0, 0.0, 6.0]
     assert reward(file, "needs_prompt")(episodes("a", "b")) == [0.0, 1.0]
-    assert FunctionReward(FunctionRewardConfig(source=f"{file}:length"), None)(episodes("a")) == [2.0]
+    assert PythonReward(PythonRewardConfig(source=f"{file}:length"), None)(episodes("a")) == [2.0]
+
+
+def test_a_function_that_asks_for_references_gets_them(file: Path) -> None:
+    found = [
+        replace(each, reference=reference) for each, reference in zip(episodes("4", "5"), ("4", None), strict=True)
+    ]
+    assert reward(file, "against")(found) == [1.0, 0.0]
 
 
 def test_a_function_of_an_installed_module_judges(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     monkeypatch.syspath_prepend(str(file.parent))
-    made = FunctionReward(FunctionRewardConfig(source="own:length"), None)
+    made = PythonReward(PythonRewardConfig(source="own:length"), None)
     assert made(episodes("ab")) == [4.0]
-    assert function_digest("own:length", None) == function_digest("own.py:length", file.parent)
+    assert digest("own:length", None) == digest("own.py:length", file.parent)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +128,9 @@ def test_numbers_in_any_usual_container_are_taken(file: Path, found: Any) -> Non
 def test_anything_but_one_finite_number_each_is_named(file: Path, found: Any, told: str) -> None:
     with pytest.raises(StageError) as caught:
         giving(found, file)(episodes("a", "b"))
-    assert str(caught.value).startswith(f"ppo.reward: own.py:length {told}")
+    assert str(caught.value).startswith(f"ppo.rewards[python]: own.py:length {told}")
     assert str(caught.value).endswith(
-        "; one finite number for each of 2 responses is needed: correct own.py:length (`ppo.reward.source`)"
+        "; one finite number for each of 2 responses is needed: correct own.py:length (`source`)"
     )
 
 
@@ -124,8 +139,8 @@ def test_what_it_raises_is_told_with_its_line_and_the_first_prompt_that_it_fails
     with pytest.raises(StageError) as caught:
         reward(file, "picky")(episodes("good", "bad", "worse and bad"))
     assert str(caught.value) == (
-        f"ppo.reward: own.py:picky raised KeyError: 'tone' ({file}:{line}), first at the prompt 'Say: 1'; one number "
-        f"for each response is needed: correct the function (`ppo.reward.source`)"
+        f"ppo.rewards[python]: own.py:picky raised KeyError: 'tone' ({file}:{line}), first at the prompt 'Say: 1'; "
+        f"one number for each response is needed: correct the function (`source`)"
     )
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -152,7 +167,7 @@ def test_a_function_that_hangs_is_given_up_and_the_stage_goes_on_to_say_so(file:
     made, released = reward(file, "length", timeout_seconds=0.05), threading.Event()
     made._function = lambda prompts, responses: released.wait(60)
     with pytest.raises(
-        StageError, match=r"own\.py:length did not come back within 0\.05 s for 1 responses; .*`ppo\.reward\.timeout_se"
+        StageError, match=r"own\.py:length did not come back within 0\.05 s for 1 responses; .*`timeout_se"
     ):
         made(episodes("a"))
     left = [thread for thread in threading.enumerate() if thread.name == "reward-function"]
@@ -175,20 +190,20 @@ def test_a_function_that_cannot_be_loaded_is_the_users_fault(file: Path, name: s
     (file.parent / "broken.py").write_text("import nosuch\n", encoding="utf-8")
     (file.parent / "leaving.py").write_text("raise SystemExit(0)\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=told):
-        FunctionReward(FunctionRewardConfig(source=name), file.parent)
+        PythonReward(PythonRewardConfig(source=name), file.parent)
 
 
 @pytest.mark.parametrize("name", ["own.py", "own:", ":f", "own.py:a-b", ""])
 def test_a_name_without_file_or_function_is_refused(name: str) -> None:
     told = f"found {name!r}, must name a file or module and a function in it; write it as path/to/file.py:name"
     with pytest.raises(ValidationError, match=re.escape(told)):
-        FunctionRewardConfig(source=name)
+        PythonRewardConfig(source=name)
 
 
 def test_the_digest_is_of_the_bytes_and_imports_nothing(file: Path) -> None:
-    before = function_digest("own.py:length", file.parent)
+    before = digest("own.py:length", file.parent)
     file.write_text(FILE + "raise RuntimeError\n", encoding="utf-8")
-    assert function_digest("own.py:length", file.parent) != before
+    assert digest("own.py:length", file.parent) != before
     file.write_text(FILE, encoding="utf-8")
-    assert function_digest("own.py:picky", file.parent) == before
-    assert function_file("own.py:length", file.parent) == file.resolve()
+    assert digest("own.py:picky", file.parent) == before
+    assert function_file(PythonRewardConfig(source="own.py:length"), file.parent) == file.resolve()

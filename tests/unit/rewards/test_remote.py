@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from data.errors import ConfigError, StageError
 from rewards import remote
-from rewards.config import RemoteRewardConfig
+from rewards.composite_config import RemoteRewardConfig
 from rewards.contract import Episode
 from rewards.remote import RemoteReward
 
@@ -42,8 +43,11 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         return
 
+    def do_GET(self) -> None:
+        self.do_POST()
+
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"null")
         self.server.requests.append((self.path, dict(self.headers), body))
         answers = self.server.answers
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
@@ -102,7 +106,9 @@ def test_prompts_and_responses_go_there_and_scores_come_back(server: Server, mon
 
 def test_a_token_that_is_not_there_is_the_users_fault(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REWARD_TOKEN", raising=False)
-    with pytest.raises(ConfigError, match=r"ppo\.reward\.token_env=REWARD_TOKEN: this environment variable is not set"):
+    with pytest.raises(
+        ConfigError, match=r"ppo\.rewards\[remote\]\.token_env=REWARD_TOKEN: this environment variable is not set"
+    ):
         reward(server, token_env="REWARD_TOKEN")
 
 
@@ -125,8 +131,8 @@ def test_a_server_that_stays_away_ends_the_stage_after_the_last_try(server: Serv
     server.answers = [answered({"error": "no model"}, 503)]
     with pytest.raises(
         StageError,
-        match=r"^ppo\.reward: http://127\.0\.0\.1:\d+/score answered 503 '.*no model.*', the last of 3 tries; .*bring "
-        r"it back, or raise `ppo\.reward\.timeout_seconds` or `ppo\.reward\.max_retries`$",
+        match=r"^ppo\.rewards\[remote\]: http://127\.0\.0\.1:\d+/score answered 503 '.*no model.*', the last of 3 "
+        r"tries; .*bring it back, or raise `timeout_seconds` or `max_retries`$",
     ):
         reward(server, max_retries=2)(EPISODES)
     assert len(server.requests) == 3 and pauses == [1.0, 2.0]
@@ -233,3 +239,44 @@ def test_a_proxy_is_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert trusted == {"localhost:1": False, "127.0.0.1": False, "[::1]:2": False, "judge.example": True}
     assert isinstance(RemoteReward(RemoteRewardConfig(address="http://judge.example"))._http, httpx.Client)
+
+
+def test_a_batch_is_cut_and_its_scores_stay_in_order(server: Server) -> None:
+    server.answers = [answered({"scores": [1, 2]}), answered({"scores": [3]})]
+    three = [*EPISODES, EPISODES[0]]
+    assert reward(server, batch_size=2)(three) == [1.0, 2.0, 3.0]
+    assert [len(body["responses"]) for _, _, body in server.requests] == [2, 1]
+    assert reward(server)([]) == []
+
+
+def test_references_are_sent_where_there_are_some(server: Server) -> None:
+    server.answers = [SCORES]
+    reward(server)([replace(EPISODES[0], reference="42"), EPISODES[1]])
+    assert server.requests[0][2]["references"] == ["42", None]
+
+
+def test_a_server_is_asked_for_its_health_before_anything_else_and_until_it_is_well(
+    server: Server, pauses: list[float]
+) -> None:
+    server.answers = [answered({}, 503), answered({"status": "ok"}), SCORES]
+    made = reward(server, health="/up")
+    assert server.requests == [], "nothing is sent before the stage asks"
+    made.check_health()
+    assert [path for path, _, _ in server.requests] == ["/up", "/up"] and pauses == [1.0]
+    reward(server).check_health()
+    assert len(server.requests) == 2, "nobody said where"
+    elsewhere = reward(server, health=server.address.replace("/score", "/else"))
+    elsewhere.check_health()
+    assert server.requests[-1][0] == "/else"
+
+
+def test_a_server_that_is_not_well_is_told(server: Server, pauses: list[float]) -> None:
+    server.answers = [answered({"status": "loading"}, 503)]
+    with pytest.raises(StageError, match=r"/up answered 503 '.*loading.*', the last of 2 tries"):
+        reward(server, health="/up", max_retries=1).check_health()
+
+
+@pytest.mark.parametrize("health", ["up", "ftp://host", "//user:key@host", "/up?key=1", ""])
+def test_a_health_check_with_a_key_or_without_a_path_is_refused(health: str) -> None:
+    with pytest.raises(ValidationError, match="must be a path on the same host or an address without a key"):
+        RemoteRewardConfig(address="http://host/", health=health)

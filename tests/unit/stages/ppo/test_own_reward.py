@@ -27,7 +27,7 @@ def vowels(responses: list[str]) -> list[float]:
 
 
 def judged_by(run: Executed, folder: Path, reward: dict[str, Any], **settings: Any) -> StageSpec:
-    config = PPOConfig.model_validate(run.spec.config | {"reward": reward} | settings).model_dump(mode="json")
+    config = PPOConfig.model_validate(run.spec.config | {"rewards": [reward]} | settings).model_dump(mode="json")
     return replace(
         run.spec, config=config, stage_dir=folder / "night" / "ppo", store_dir=folder / "store", config_dir=folder
     )
@@ -78,7 +78,7 @@ def test_a_reward_server_that_goes_away_ends_the_stage_and_a_resumed_one_gives_w
     by_function.mkdir()
     (by_function / "own.py").write_text(FUNCTION, encoding="utf-8")
     calls = spy(monkeypatch, PPOTrainer, "step")
-    expected = judged_by(ppo_run, by_function, {"type": "function", "source": "own.py:vowels"})
+    expected = judged_by(ppo_run, by_function, {"type": "python", "name": "vowels", "source": "own.py:vowels"})
     whole = run_quietly(expected)
     (trainer, _), _, _ = calls[0]
     assert learners(trainer).keys() == {"policy", "critic"}
@@ -87,7 +87,8 @@ def test_a_reward_server_that_goes_away_ends_the_stage_and_a_resumed_one_gives_w
     assert whole["artifact"]["digest"] != ppo_run.artifact.digest
 
     monkeypatch.setattr("rewards.remote.time.sleep", lambda seconds: None)
-    remote = {"type": "remote", "address": f"http://127.0.0.1:{judge.server_address[1]}/", "max_retries": 2}
+    address = f"http://127.0.0.1:{judge.server_address[1]}/"
+    remote = {"type": "remote", "name": "vowels", "address": address, "max_retries": 2}
     spec = judged_by(ppo_run, tmp_path / "server", remote)
     judge.down_after = 2
     with pytest.raises(StageError, match=r"answered 503 .* the last of 3 tries; .*The state after step 2 is kept in"):
@@ -100,19 +101,32 @@ def test_a_reward_server_that_goes_away_ends_the_stage_and_a_resumed_one_gives_w
 
 
 def test_a_function_that_is_gone_is_the_users_fault(ppo_run: Executed, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ppo\.reward\.source='own\.py:f': no file at"):
-        run_quietly(judged_by(ppo_run, tmp_path, {"type": "function", "source": "own.py:f"}))
+    with pytest.raises(ConfigError, match=r"ppo\.rewards\[python\]\.source='own\.py:f': no file at"):
+        run_quietly(judged_by(ppo_run, tmp_path, {"type": "python", "source": "own.py:f"}))
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("rewards", "is_like_it"),
     [
-        ({"reward_ensemble": {"members": ["m"]}}, "reward and reward_ensemble are both set"),
-        ({"critic_init": "reward_model"}, "critic_init=reward_model, but `reward` judges in place"),
+        (None, True),
+        ([{"type": "learned"}], True),
+        ([{"type": "learned", "weight": 2.0}], False),
+        ([{"type": "learned", "normalize": "batch"}], False),
+        ([{"type": "learned", "clip": [-1, 1]}], False),
+        ([{"type": "learned", "threshold": {"at_least": 0}}], False),
+        ([{"type": "learned", "path": "other"}], False),
+        ([{"type": "learned"}, {"type": "length", "weight": 0.0}], False),
+        ([{"type": "ensemble", "members": ["other"]}], True),
+        ([{"type": "ensemble", "members": ["other", "third"], "with_own": False}], False),
+        ([{"type": "python", "source": "own.py:f"}], False),
     ],
-)
-def test_what_needs_the_reward_model_is_refused_beside_another_reward(settings: dict[str, Any], told: str) -> None:
-    reward = {"type": "function", "source": "own.py:f"}
-    with pytest.raises(ValidationError, match=told):
-        PPOConfig.model_validate({"reward": reward, **settings})
-    assert PPOConfig.model_validate({"reward": reward, "critic_init": "zero"}).reward is not None
+)  # fmt: skip
+def test_the_critic_starts_from_the_reward_model_where_that_alone_judges(rewards: Any, is_like_it: bool) -> None:
+    assert PPOConfig.model_validate({"rewards": rewards, "critic_init": "zero"}).is_scored_by_reward_model == is_like_it
+    if is_like_it:
+        PPOConfig.model_validate({"rewards": rewards, "critic_init": "reward_model"})
+    else:
+        with pytest.raises(
+            ValidationError, match="critic_init=reward_model, but `rewards` gives scores in other units"
+        ):
+            PPOConfig.model_validate({"rewards": rewards, "critic_init": "reward_model"})

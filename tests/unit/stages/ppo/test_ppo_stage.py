@@ -71,10 +71,10 @@ def test_checklist_47_the_same_stage_twice_gives_one_digest(ppo_run: Executed, t
 def test_an_ensemble_of_the_same_reward_model_changes_nothing(ppo_run: Executed, tmp_path: Path) -> None:
     """The mean of equal scores is the score; the worst of a score and its copy, too."""
     folder = str(ppo_run.spec.inputs["reward_model"].path)
-    ensemble = {"members": [folder], "combine": "min"}
-    assert _again(ppo_run, tmp_path, reward_ensemble=ensemble).artifact.digest == ppo_run.artifact.digest
-    with pytest.raises(ModelError, match=r"ppo.reward_ensemble.members='nowhere': no adapter at .*nowhere"):
-        _again(ppo_run, tmp_path / "x", reward_ensemble={"members": ["nowhere"]})
+    ensemble = {"type": "ensemble", "members": [folder], "combine": "min"}
+    assert _again(ppo_run, tmp_path, rewards=[ensemble]).artifact.digest == ppo_run.artifact.digest
+    with pytest.raises(ModelError, match=r"ppo\.rewards\[ensemble\]\.members='nowhere': no adapter at .*nowhere"):
+        _again(ppo_run, tmp_path / "x", rewards=[{"type": "ensemble", "members": ["nowhere"]}])
 
 
 def test_a_stage_without_a_single_update_fails(

@@ -24,6 +24,10 @@ CONFIGS = {
     "gae": ppo_config(
         steps=4, responses_per_prompt=2, normalize_scores=True, kl_coef=0.3,
         kl_controller={"type": "adaptive", "target": 0.01, "horizon": 100.0},
+        rewards=[
+            {"type": "length", "name": "running", "normalize": "running"},
+            {"type": "length", "name": "bound", "threshold": {"at_least": 0.9, "multiplier_init": 0.2}},
+        ],
     ),
     "rloo": ppo_config(steps=4, advantage_estimator="rloo", responses_per_prompt=2, kl_placement="loss"),
 }  # fmt: skip
@@ -37,10 +41,11 @@ def _state(trainer: PPOTrainer) -> list[torch.Tensor]:
         for state in optimizer(trainer, role).state_dict()["state"].values()
         for moment in state.values()
     ]
-    scores = trainer.score_shaper
+    scores, rewards = trainer.score_shaper, trainer.rewards.state.to_json()
     figures = [
         trainer.kl_controller.value, scores.num_scores, scores.mean, scores.sum_of_squares, trainer.num_steps,
-        trainer.bad_steps.count, trainer.kl_watch.num_negative,
+        trainer.bad_steps.count, trainer.kl_watch.num_negative, *rewards["multipliers"].values(),
+        *(figure for moments in rewards["moments"].values() for figure in moments),
     ]  # fmt: skip
     return [*snapshot(trained(trainer)), *moments, torch.tensor(figures, dtype=torch.float64)]
 
@@ -86,6 +91,7 @@ def test_checklist_50_a_loaded_trainer_goes_on_bit_for_bit(make: MakeTrainer, tm
         assert same(_state(uninterrupted), _state(loaded))
     assert loaded.num_steps == 4 and loaded.bad_steps.count == 1
     if name == "gae":
+        assert loaded.rewards.state.moments["running"].count == 24 and loaded.rewards.state.multipliers["bound"] != 0.2
         assert loaded.kl_controller.value != 0.3 and loaded.score_shaper.num_scores == 24
 
 
@@ -97,7 +103,9 @@ def test_checklist_50_every_part_of_the_state_matters(make: MakeTrainer, tmp_pat
     start = tmp_path / "start"
     save_state(start, fresh, learners(fresh), base_spec="tiny")
     state, at_start = (torch.load(path / "trainer.pt", weights_only=True) for path in (folder, start))
-    assert state.keys() == {"value_head", "kl_coef", "scores", "num_steps", "num_bad_steps", "num_negative_kl"}
+    assert state.keys() == {
+        "value_head", "kl_coef", "scores", "rewards", "num_steps", "num_bad_steps", "num_negative_kl",
+    }  # fmt: skip
     for item in state:
         torch.save(state | {item: at_start[item]}, folder / "trainer.pt")
         load_state(folder, fresh, learners(fresh))

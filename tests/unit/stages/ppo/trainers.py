@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rewards.contract import Episode
+from rewards.composite import CompositeReward, raw_columns
+from rewards.contract import Episode, RewardFunction
 from stages.accelerator import make_learner
 from stages.learner import Learner, ReplicatedLearner
 from stages.models.scalar_head import ScoreNormalization, ValueHead
@@ -75,6 +77,12 @@ def even_share(episodes: Sequence[Episode]) -> list[float]:
     return [sum(token % 2 == 0 for token in e.response_ids) / len(e.response_ids) for e in episodes]
 
 
+def judged_by(reward: RewardFunction, config: PPOConfig) -> CompositeReward:
+    """One function in the place of all that the configuration names."""
+    components = config.reward_components
+    return CompositeReward(components, {name: reward for each in components for name in raw_columns(each)})
+
+
 def to_episode(rollout: Rollout) -> Episode:
     """An episode without texts."""
     return Episode("", "", rollout.prompt_ids, rollout.response_ids, "", rollout.finished)
@@ -85,6 +93,7 @@ def build_trainer(
     config: PPOConfig,
     *,
     reward: Any = even_share,
+    rollouts_dir: Path | None = None,
     alter: Callable[[Rollout], Rollout] = lambda rollout: rollout,
     moved: bool = False,
     seed: int = 5,
@@ -136,13 +145,14 @@ def build_trainer(
         config=config,
         models=models,
         rollout_engine=engine,
-        reward_function=reward,
+        rewards=judged_by(reward, config),
         to_episode=to_episode,
         update=update,
         bad_steps=bad_steps,
         ranks=ranks,
         seed=seed,
         same_weights=same_weights,
+        rollouts_dir=rollouts_dir,
     )
 
 

@@ -1,0 +1,135 @@
+"""The components of a reward before anything starts: their files, patterns, variables. Imports nothing heavy."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from pipeline.config import PipelineConfig
+from rewards.composite_config import (
+    EnsembleRewardConfig,
+    LearnedRewardConfig,
+    PythonRewardConfig,
+    RemoteRewardConfig,
+    RewardConfig,
+)
+from rewards.function import function_digest, function_file
+from rewards.rule_config import (
+    ExactMatchRewardConfig,
+    MathRewardConfig,
+    RegexRewardConfig,
+    SentimentRewardConfig,
+    WordListRewardConfig,
+)
+from stages.artifacts import combine_digests, file_digest, file_digests
+from stages.models.adapters import check_reward_model
+from stages.models.sources import adapter_folder
+
+_ASKED = ("python", "remote")
+_ASKING = ("timeout_seconds", "max_retries", "token_env", "batch_size", "health")
+
+
+def reward_problems(config: PipelineConfig, config_dir: Path | None) -> Iterator[str]:
+    """One message for each component that could not judge. No server is asked."""
+    for component in _components(config):
+        try:
+            _check(component, config, config_dir)
+        except UserError as error:
+            yield str(error)
+
+
+def missing_variables(config: PipelineConfig) -> Iterator[str]:
+    """One message for each variable that a component names and nobody has set."""
+    for component in _components(config):
+        name = component.token_env if isinstance(component, RemoteRewardConfig) else None
+        if name and not os.environ.get(name):
+            yield (
+                f"{component.setting}.token_env={name}: this environment variable is not set; put the reward server's "
+                f"token there, or remove the setting"
+            )
+
+
+def needs_packages(config: PipelineConfig) -> tuple[str, ...]:
+    """The distributions whose version shapes a score, beside those that every stage needs."""
+    found: dict[str, None] = {}
+    for component in _components(config):
+        match component:
+            case MathRewardConfig():
+                found |= dict.fromkeys(("math-verify", "latex2sympy2_extended", "sympy", "regex"))
+            case RegexRewardConfig() | ExactMatchRewardConfig() | WordListRewardConfig():
+                found |= dict.fromkeys(("regex",))
+            case SentimentRewardConfig():
+                found |= dict.fromkeys(("vaderSentiment",))
+    return tuple(found)
+
+
+def reward_files(config: PipelineConfig, config_dir: Path | None) -> dict[str, Any]:
+    """Digests of the files that components name, by component: their bytes count, wherever they lie.
+
+    Raises:
+        UserError: One is missing.
+    """
+    found: dict[str, Any] = {}
+    for component in _components(config):
+        folders = model_folders(component, config_dir)
+        if folders:
+            found[component.key] = [combine_digests(file_digests(folder)) for folder in folders]
+        elif isinstance(component, PythonRewardConfig):
+            found[component.key] = function_digest(component, config_dir)
+        elif isinstance(component, WordListRewardConfig):
+            from rewards.word_lists import words_file
+
+            found[component.key] = file_digest(words_file(component, config_dir))
+    return found
+
+
+def without_asking(section: dict[str, Any]) -> dict[str, Any]:
+    """PPO's section without how patiently a function or server is asked, which says nothing of what it answers."""
+    rewards = [
+        {name: value for name, value in each.items() if each["type"] not in _ASKED or name not in _ASKING}
+        for each in section.get("rewards") or []
+    ]
+    return {**section, "rewards": rewards or None} if "rewards" in section else section
+
+
+def model_folders(component: RewardConfig, config_dir: Path | None) -> list[Path]:
+    """The folders of the reward models that a component names, the run's own left out.
+
+    Raises:
+        ModelError: No adapter is there.
+    """
+    match component:
+        case LearnedRewardConfig(path=str() as name):
+            return [adapter_folder(name, config_dir, f"{component.setting}.path")]
+        case EnsembleRewardConfig(members=names):
+            return [adapter_folder(name, config_dir, f"{component.setting}.members") for name in names]
+        case _:
+            return []
+
+
+def _components(config: PipelineConfig) -> list[RewardConfig]:
+    return [] if config.ppo is None else config.ppo.reward_components
+
+
+def _check(component: RewardConfig, config: PipelineConfig, config_dir: Path | None) -> None:
+    match component:
+        case LearnedRewardConfig() | EnsembleRewardConfig():
+            for folder in model_folders(component, config_dir):
+                check_reward_model(folder, config.model, config_dir=config_dir)
+        case PythonRewardConfig():
+            function_file(component, config_dir)
+        case RegexRewardConfig():
+            from rewards.patterns import compiled
+
+            compiled(component.pattern, f"{component.setting}.pattern")
+        case ExactMatchRewardConfig() | MathRewardConfig():
+            from rewards.matching import AnswerExtractor
+
+            AnswerExtractor(component, component.setting)
+        case WordListRewardConfig():
+            from rewards.word_lists import read_words, words_file
+
+            read_words(words_file(component, config_dir), f"{component.setting}.words")
+        case _:
+            pass
