@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from data.schema import Record, key_is_held_out, split_key
+from data.schema import PreferencePair, Record, key_is_held_out, split_key
 
 Name = TypeVar("Name")
 
@@ -68,9 +68,10 @@ def split_records(records: Mapping[Name, Sequence[Record]], shares: Mapping[Name
 def thin_out(records: Mapping[Name, Sequence[Record]], weights: Mapping[Name, float]) -> dict[Name, list[Record]]:
     """Leave as many training records as weights allow without repeating any.
 
-    Source i keeps the floor of N w_i / sum(w) of its n_i records, for the largest N that asks no source for more than
-    it has. A hash of the prompt chooses, another one than that which holds out, so that a source keeps the same records
-    whatever stands beside them in its file, and a smaller weight keeps a part of what a larger one does.
+    Source i keeps N w_i / sum(w) of its n_i records, rounded down, for the largest N that asks no source for more than
+    it has. The pairs of one ranking count as one record together, as in the loss. A hash of the prompt chooses, another
+    one than that which holds out, so that a source keeps the same records whatever stands beside them in its file, and
+    a smaller weight keeps a part of what a larger one does.
 
     Args:
         records: Records of each source, in order.
@@ -80,15 +81,23 @@ def thin_out(records: Mapping[Name, Sequence[Record]], weights: Mapping[Name, fl
         What is left of each, in the records' order.
     """
     total = sum(weights[name] for name in records)
-    whole = min(len(rows) * total / weights[name] for name, rows in records.items())
+    sizes = {name: [_size(record) for record in rows] for name, rows in records.items()}
+    whole = min(sum(sizes[name]) * total / weights[name] for name in records)
     kept: dict[Name, list[Record]] = {}
     for name, rows in records.items():
-        # The small term undoes rounding: a source that just suffices keeps all it has.
-        count = min(int(whole * weights[name] / total + 1e-9), len(rows))
-        order = sorted(range(len(rows)), key=lambda index: (_mixing_hash(rows[index]), index))
-        chosen = set(order[:count])
+        room = whole * weights[name] / total + 1e-6  # undoes rounding: a source that just suffices keeps all it has
+        chosen = set()
+        for index in sorted(range(len(rows)), key=lambda index: (_mixing_hash(rows[index]), index)):
+            room -= sizes[name][index]
+            if room < 0:
+                break
+            chosen.add(index)
         kept[name] = [record for index, record in enumerate(rows) if index in chosen]
     return kept
+
+
+def _size(record: Record) -> float:
+    return (record.weight or 1.0) if isinstance(record, PreferencePair) else 1.0
 
 
 def _mixing_hash(record: Record) -> str:

@@ -41,7 +41,8 @@ def _length_group(lengths: Sequence[int]) -> Callable[[int], str]:
         if length == 0:
             return "as long"
         side = "longer" if length > 0 else "shorter"
-        return f"chosen {side} by {f'1 to {middle}' if abs(length) <= middle else f'over {middle}'} tokens"
+        near = f"1 to {middle}" if middle > 1 else "1"
+        return f"chosen {side} by {near if abs(length) <= middle else f'over {middle}'} tokens"
 
     return group
 

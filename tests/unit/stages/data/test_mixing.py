@@ -1,5 +1,6 @@
 """Several sources of a kind: by weight, without leaks, each record with the name of its source."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from data.config import SourceConfig
 from data.errors import DataError
-from data.schema import Demonstration, PromptRecord, Record, read_split
+from data.schema import Demonstration, PreferencePair, PromptRecord, Record, read_split
 from stages.data.split import thin_out
 from tests.unit.stages.data.test_data_stage import pairs, run, write
 
@@ -43,6 +44,17 @@ def test_a_smaller_weight_keeps_a_part_of_what_a_larger_one_does() -> None:
     more = thin_out(records, {"a": 2.0, "b": 4.0})["a"]
     assert (len(some), len(more)) == (25, 50) and set(some) < set(more)
     assert some != records["a"][:25], "chosen by a hash, not by place"
+
+
+def test_the_pairs_of_a_ranking_count_as_one_record() -> None:
+    ranked: list[Record] = [
+        PreferencePair(prompt=f"r{n}", chosen=f"a{m}", rejected="b", weight=1 / 3) for n in range(20) for m in range(3)
+    ]
+    plain: list[Record] = [PreferencePair(prompt=f"p{n}", chosen="a", rejected="b") for n in range(10)]
+    found = thin_out({"plain": plain, "ranked": ranked}, {"plain": 1.0, "ranked": 1.0})
+    assert found["plain"] == plain
+    counts = Counter(record.prompt for record in found["ranked"])
+    assert len(counts) == 10 and set(counts.values()) == {3}
 
 
 def test_a_mix_in_the_stage(tmp_path: Path) -> None:
