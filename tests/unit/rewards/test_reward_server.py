@@ -40,7 +40,7 @@ def config(address: str, **settings: Any) -> RemoteRewardConfig:
 
 def test_it_is_well_and_scores(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REWARD_TOKEN", "a-token-of-a-test")
-    reward = build_reward(config(address, health="/health", batch_size=3), None)
+    reward = build_reward(config(address, health="/health", batch_size=3), None, Path("none"))
     assert reward(EPISODES) == [pytest.approx(1 / 3), 1.0, 0.0, 0.5]
 
 
@@ -49,7 +49,7 @@ def test_it_refuses_what_it_does_not_know(address: str, monkeypatch: pytest.Monk
     with pytest.raises(StageError, match=r"/score answered 401 '.*a bearer token is needed.*'"):
         RemoteReward(config(address))(EPISODES)
     with pytest.raises(StageError, match=r"/healthy answered 404 '.*GET /health.*', which another try"):
-        build_reward(config(address, health="/healthy"), None)
+        build_reward(config(address, health="/healthy"), None, Path("none"))
     monkeypatch.setenv("REWARD_TOKEN", "a-token-of-a-test")
     reward = RemoteReward(config(address))
     with pytest.raises(StageError, match=r"answered 422 '.*of one length.*'"):
