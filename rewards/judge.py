@@ -97,7 +97,7 @@ class PairJudge:
             for prompt, first, second in pairs
             for one, other in ((first, second), (second, first))
         ]
-        verdicts = _asked(self.endpoint, questions, PAIR_REMINDER, read_verdict, progress)
+        verdicts: list[Verdict | None] = _asked(self.endpoint, questions, PAIR_REMINDER, read_verdict, progress)
         turned: dict[Verdict | None, Verdict | None] = {"first": "second", "second": "first", "tie": "tie", None: None}
         return [
             Comparison(forward, turned[backward])

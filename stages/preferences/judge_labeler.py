@@ -46,12 +46,8 @@ class JudgeLabeler:
             StageError: The endpoint fails for good; what it answered is kept for the next try.
         """
         asked = [(row, pair) for row, each in enumerate(candidates) for pair in self._pairs(each)]
-        texts = [
-            (candidates[row].prompt, *(candidates[row].episodes[index].response_text for index in pair))
-            for row, pair in asked
-        ]
         found = self._judge(
-            [(prompt, first, second) for prompt, first, second in texts],
+            [(candidates[row].prompt, *_texts(candidates[row], pair)) for row, pair in asked],
             progress=lambda done, total: self._context.report_progress(done, total, "answers of the judge"),
         )
         self._compared = [(candidates[row], pair, said) for (row, pair), said in zip(asked, found, strict=True)]
@@ -127,3 +123,8 @@ class JudgeLabeler:
             sign = (first > second) - (first < second)
             agreed += 0.5 + 0.5 * sign * (1 if value == 1.0 else -1)
         return agreed / len(decided)
+
+
+def _texts(each: Candidates, pair: _Pair) -> tuple[str, str]:
+    first, second = pair
+    return each.episodes[first].response_text, each.episodes[second].response_text

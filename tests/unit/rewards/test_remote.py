@@ -238,7 +238,7 @@ def test_a_proxy_is_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
         for host in ("localhost:1", "127.0.0.1", "[::1]:2", "judge.example")
     }
     assert trusted == {"localhost:1": False, "127.0.0.1": False, "[::1]:2": False, "judge.example": True}
-    assert isinstance(RemoteReward(RemoteRewardConfig(address="http://judge.example"))._http, httpx.Client)
+    assert isinstance(RemoteReward(RemoteRewardConfig(address="http://judge.example"))._server._http, httpx.Client)
 
 
 def test_a_batch_is_cut_and_its_scores_stay_in_order(server: Server) -> None:
