@@ -64,7 +64,8 @@ def open_page(browser: Browser, address: str) -> tuple[Page, list[str]]:
 
 
 def rank(page: Page, *keys: str) -> None:
-    """Press keys, and wait for what each of them is to do."""
+    """Press keys once the responses are there, and wait for what each of them is to do."""
+    expect(page.locator(".response").first).to_be_visible()
     for key in keys:
         before = page.locator(".response.ranked").count()
         page.keyboard.press(key)
