@@ -156,10 +156,10 @@ def _asked(
     endpoint: ChatEndpoint,
     questions: Sequence[Conversation],
     reminder: str,
-    read: Callable[[str], _Found | None],
+    read: Callable[[str], _Found],
     progress: Progress,
-) -> list[_Found | None]:
-    """What each answer says; an answer that says nothing is asked for once more."""
+) -> list[_Found]:
+    """What each answer says; one that says nothing (None) is asked for once more."""
     answers = endpoint.ask_all(questions, progress=progress)
     found = [read(answer) for answer in answers]
     again = [row for row, value in enumerate(found) if value is None]

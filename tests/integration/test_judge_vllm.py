@@ -1,4 +1,4 @@
-"""A judge behind a real vLLM server on the CPU. Its model is random: what it says is noise, that it is asked is real."""
+"""A judge behind a real vLLM server on the CPU. Its model is random: what it says is noise, the asking is real."""
 
 import os
 import socket
@@ -26,8 +26,9 @@ def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--served-model-name", "judge",
-        "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "256", "--enforce-eager", "--dtype", "float32",
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--host", "127.0.0.1",
+        "--served-model-name", "judge", "--port", str(port), "--max-model-len", "256",
+        "--enforce-eager", "--dtype", "float32",
     ]  # fmt: skip
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with (tmp_path / "vllm.log").open("wb") as log:

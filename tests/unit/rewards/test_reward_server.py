@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from data.errors import StageError
@@ -50,7 +51,6 @@ def test_it_refuses_what_it_does_not_know(address: str, monkeypatch: pytest.Monk
         RemoteReward(config(address))(EPISODES)
     with pytest.raises(StageError, match=r"/healthy answered 404 '.*GET /health.*', which another try"):
         build_reward(config(address, health="/healthy"), None, Path("none"))
-    monkeypatch.setenv("REWARD_TOKEN", "a-token-of-a-test")
-    reward = RemoteReward(config(address))
-    with pytest.raises(StageError, match=r"answered 422 '.*of one length.*'"):
-        reward._answer("POST", address, {"prompts": ["a"], "responses": []})
+    headers = {"Authorization": "Bearer a-token-of-a-test"}
+    answer = httpx.post(address, json={"prompts": ["a"], "responses": []}, headers=headers, trust_env=False)
+    assert answer.status_code == 422 and "of one length" in answer.text
