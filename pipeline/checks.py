@@ -15,6 +15,7 @@ from data.sources import read_rows
 from pipeline.config import PipelineConfig
 from pipeline.environment import environment_problems
 from pipeline.graph import stage_inputs
+from pipeline.judge_checks import judge_problems
 from pipeline.model_sizes import size_problems
 from pipeline.reward_checks import reward_problems
 from pipeline.session import RunPlan
@@ -56,6 +57,7 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
         except UserError as error:
             problems.append(str(error))
     problems += reward_problems(config, config_dir)
+    problems += judge_problems(config, config_dir)
     problems += _preferences_problems(config, config_dir)
     problems += size_problems(config, config_dir)
     problems += _source_problems(config, config_dir)

@@ -1,10 +1,12 @@
 """The components of a reward before anything starts: their files, patterns, variables. Imports nothing heavy."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.endpoint_config import PATIENCE, ChatEndpointConfig
 from data.errors import UserError
 from pipeline.config import PipelineConfig
 from rewards.composite_config import (
@@ -15,6 +17,8 @@ from rewards.composite_config import (
     RewardConfig,
 )
 from rewards.function import function_digest, function_file
+from rewards.judge_config import JudgeRewardConfig
+from rewards.judge_questions import GRADE_FIELDS, GRADE_TEMPLATE, read_template
 from rewards.rule_config import (
     ExactMatchRewardConfig,
     MathRewardConfig,
@@ -42,12 +46,19 @@ def reward_problems(config: PipelineConfig, config_dir: Path | None) -> Iterator
 def missing_variables(config: PipelineConfig) -> Iterator[str]:
     """One message for each variable that a component names and nobody has set."""
     for component in _components(config):
-        name = component.token_env if isinstance(component, RemoteRewardConfig) else None
-        if name and not os.environ.get(name):
-            yield (
-                f"{component.setting}.token_env={name}: this environment variable is not set; put the reward server's "
-                f"token there, or remove the setting"
-            )
+        match component:
+            case RemoteRewardConfig(token_env=str() as name):
+                asked = [(f"{component.setting}.token_env", name, "reward server")]
+            case JudgeRewardConfig(endpoint=ChatEndpointConfig(token_env=str() as name)):
+                asked = [(f"{component.setting}.endpoint.token_env", name, "chat endpoint")]
+            case _:
+                asked = []
+        for setting, name, kind in asked:
+            if not os.environ.get(name):
+                yield (
+                    f"{setting}={name}: this environment variable is not set; put the {kind}'s token there, or remove "
+                    f"the setting"
+                )
 
 
 def needs_packages(config: PipelineConfig) -> tuple[str, ...]:
@@ -81,6 +92,8 @@ def reward_files(config: PipelineConfig, config_dir: Path | None) -> dict[str, A
             from rewards.word_lists import words_file
 
             found[component.key] = file_digest(words_file(component, config_dir))
+        elif isinstance(component, JudgeRewardConfig) and component.template is not None:
+            found[component.key] = text_digest(judge_template(component, config_dir))
     return found
 
 
@@ -91,6 +104,32 @@ def without_asking(section: dict[str, Any]) -> dict[str, Any]:
         for each in section.get("rewards") or []
     ]
     return {**section, "rewards": rewards or None} if "rewards" in section else section
+
+
+def without_patience(section: Any) -> Any:
+    """A section without how patiently an endpoint is asked, and what it costs."""
+    if isinstance(section, dict):
+        return {
+            key: {name: each for name, each in value.items() if name not in PATIENCE}
+            if key == "endpoint" and isinstance(value, dict)
+            else without_patience(value)
+            for key, value in section.items()
+        }
+    return [without_patience(each) for each in section] if isinstance(section, list) else section
+
+
+def judge_template(component: JudgeRewardConfig, config_dir: Path | None) -> str:
+    """What a judge is asked.
+
+    Raises:
+        ConfigError: Its file is missing, or lacks a field.
+    """
+    return read_template(component.template, GRADE_TEMPLATE, GRADE_FIELDS, config_dir, f"{component.setting}.template")
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def model_folders(component: RewardConfig, config_dir: Path | None) -> list[Path]:
@@ -127,6 +166,8 @@ def _check(component: RewardConfig, config: PipelineConfig, config_dir: Path | N
             from rewards.matching import AnswerExtractor
 
             AnswerExtractor(component, component.setting)
+        case JudgeRewardConfig():
+            judge_template(component, config_dir)
         case WordListRewardConfig():
             from rewards.word_lists import read_words, words_file
 

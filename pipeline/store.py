@@ -18,7 +18,8 @@ from data.config import source_parts
 from data.errors import ArtifactError
 from pipeline.code_digest import stage_code_digest
 from pipeline.config import DISTRIBUTED_STAGES, PipelineConfig
-from pipeline.reward_checks import needs_packages, reward_files, without_asking
+from pipeline.judge_checks import labeler_question
+from pipeline.reward_checks import needs_packages, reward_files, text_digest, without_asking, without_patience
 from stages.artifacts import (
     RECORDS,
     combine_digests,
@@ -33,7 +34,7 @@ from stages.contract import Artifact, StageName
 from stages.models.config import ModelConfig
 from stages.models.own_base import names_own_base
 from stages.models.sources import adapter_folder
-from stages.preferences.config import DisagreementSelectionConfig, PreferencesConfig
+from stages.preferences.config import DisagreementSelectionConfig, JudgeLabelerConfig, PreferencesConfig
 from stages.run import package_version
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def stage_fingerprint(
     Raises:
         UserError: The base model or a data file is missing.
     """
-    section = without_asking(stage_section(config, stage))
+    section = without_patience(without_asking(stage_section(config, stage)))
     section.get("rollout", {}).pop("server", None)  # where a server is says nothing of what it computes
     for name in _WAITING:  # nor how patiently people are waited for
         (section.get("labeler") or {}).pop(name, None)
@@ -94,6 +95,8 @@ def stage_fingerprint(
                 name: combine_digests(file_digests(folder))
                 for name, folder in named_adapters(config.preferences, config_dir)
             }
+            if isinstance(labeler := config.preferences.labeler, JudgeLabelerConfig):
+                parts["question"] = text_digest(labeler_question(labeler, config_dir))
         if stage == "ppo" and (files := reward_files(config, config_dir)):
             parts["reward_files"] = files
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

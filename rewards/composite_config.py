@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from data.strict import Contradiction, EnvironmentName, Flag, PathText, Printable, ShortNames
 from rewards.component_config import ComponentConfig
+from rewards.judge_config import JudgeRewardConfig
 from rewards.rule_config import (
     CharacterShareComponentConfig,
     ExactMatchRewardConfig,
@@ -152,8 +153,8 @@ RewardConfig = Annotated[
     | WordListRewardConfig
     | PythonRewardConfig
     | RemoteRewardConfig
+    | JudgeRewardConfig
     | CharacterShareComponentConfig,
-    # A judge by an endpoint joins here (`rewards.judge_config`), and in `rewards.factory.build_reward`.
     Field(discriminator="type"),
 ]
 """One component."""

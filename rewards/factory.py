@@ -6,6 +6,7 @@ from rewards.composite_config import PythonRewardConfig, RemoteRewardConfig, Rew
 from rewards.contract import RewardFunction
 from rewards.counts import LengthReward, RepetitionReward
 from rewards.function import PythonReward
+from rewards.judge_config import JudgeRewardConfig
 from rewards.rule_config import (
     CharacterShareComponentConfig,
     ExactMatchRewardConfig,
@@ -21,12 +22,13 @@ from rewards.rules import CharacterShareReward, VaderReward
 from rewards.templates import FormatReward
 
 
-def build_reward(config: RewardConfig, config_dir: Path | None) -> RewardFunction:
+def build_reward(config: RewardConfig, config_dir: Path | None, answers: Path) -> RewardFunction:
     """Make it. Reward models, which need a base, are the stages' own affair.
 
     Args:
         config: Which.
         config_dir: Folder of the configuration file, for relative paths in it.
+        answers: File in which the answers of a judge are kept, so that a resumed stage gets the same ones.
 
     Raises:
         ConfigError: It cannot be made.
@@ -41,6 +43,10 @@ def build_reward(config: RewardConfig, config_dir: Path | None) -> RewardFunctio
             remote = RemoteReward(config)
             remote.check_health()
             return remote
+        case JudgeRewardConfig():
+            from rewards.judge import JudgeReward
+
+            return JudgeReward(config, config_dir, answers)
         case RegexRewardConfig():
             from rewards.matching import RegexReward
 

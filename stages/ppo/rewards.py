@@ -15,7 +15,9 @@ LoadJudge = Callable[[Path, str], RewardFunction]
 """Loads the reward model of a folder under the name of a role."""
 
 
-def build_rewards(config: PPOConfig, load: LoadJudge, own: Path, config_dir: Path | None) -> CompositeReward:
+def build_rewards(
+    config: PPOConfig, load: LoadJudge, own: Path, config_dir: Path | None, answers: Path
+) -> CompositeReward:
     """Make what judges.
 
     Args:
@@ -23,6 +25,7 @@ def build_rewards(config: PPOConfig, load: LoadJudge, own: Path, config_dir: Pat
         load: Loads a reward model.
         own: Folder of the run's own one, which is loaded where a component asks for it.
         config_dir: Folder of the configuration file.
+        answers: File in which the answers of judges are kept.
 
     Raises:
         UserError: A component cannot be made.
@@ -49,6 +52,6 @@ def build_rewards(config: PPOConfig, load: LoadJudge, own: Path, config_dir: Pat
                 members = [adapter_folder(name, config_dir, setting) for name in component.members]
                 found = [judge(folder) for folder in ([own] if component.with_own else []) + members]
             case _:
-                found = [build_reward(component, config_dir)]
+                found = [build_reward(component, config_dir, answers)]
         functions |= dict(zip(raw_columns(component), found, strict=True))
     return CompositeReward(config.reward_components, functions)

@@ -150,7 +150,7 @@ def _load_roles(
             )
         )
 
-    reward = build_rewards(config, judge, reward_folder, context.config_dir)
+    reward = build_rewards(config, judge, reward_folder, context.config_dir, context.stage_dir / "judge_answers.sqlite")
     value_head, critic_start = _start_critic(config, shared_base, reward_folder)
     if value_head is not None:
         value_head = value_head.to(shared_base.device)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from data.strict import Contradiction, Flag, PathText, Section, StrictModel, Text, differs
 from rewards.config import RuleRewardConfig, VaderRewardConfig
+from rewards.judge_config import PairJudgeConfig
 from stages.rollouts.config import RolloutConfig
 
 
@@ -67,7 +68,23 @@ class HumanLabelerConfig(Section):
             )
 
 
-LabelerConfig = Annotated[SimulatedLabelerConfig | HumanLabelerConfig, Field(discriminator="type")]
+class JudgeLabelerConfig(StrictModel):
+    """A language model behind an endpoint compares the responses, two at a time and in both orders."""
+
+    type: Literal["judge"] = "judge"
+
+    judge: PairJudgeConfig
+    """Which model, and what it is asked."""
+
+    comparisons_per_prompt: int | None = Field(default=None, ge=1)
+    """At most this many of the K (K - 1) / 2 pairs of a prompt are compared, chosen by the run's seed. A response's
+    value is the share of its comparisons that it won. Default: all."""
+
+    agreement_with: RuleRewardConfig | None = None
+    """A rule that is asked, too; `judge/agreement` is how often both prefer the same response."""
+
+
+LabelerConfig = Annotated[SimulatedLabelerConfig | HumanLabelerConfig | JudgeLabelerConfig, Field(discriminator="type")]
 """Who judges. `stages.preferences.labelers` makes the labeler of each."""
 
 
@@ -109,7 +126,7 @@ class PreferencesConfig(Section):
     `outputs/RUN/ppo` of an earlier run."""
 
     labeler: LabelerConfig = SimulatedLabelerConfig()
-    """Who judges: `simulated` is a reward function in place of people, `human` are people."""
+    """Who judges: `simulated` is a reward function in place of people, `human` are people, `judge` is a model."""
 
     responses_per_prompt: int = Field(default=4, ge=2)
     """K."""

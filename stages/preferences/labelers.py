@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from stages.contract import StageContext
-from stages.preferences.config import HumanLabelerConfig, PreferencesConfig, SimulatedLabelerConfig
+from stages.preferences.config import HumanLabelerConfig, JudgeLabelerConfig, PreferencesConfig, SimulatedLabelerConfig
 from stages.preferences.contract import Labeler
 from stages.preferences.human import HumanLabeler
 from stages.preferences.labeling import LABELING
@@ -21,6 +21,10 @@ def build_labeler(config: PreferencesConfig, context: StageContext, priority: Se
     match config.labeler:
         case SimulatedLabelerConfig():
             return SimulatedLabeler(config.labeler)
+        case JudgeLabelerConfig():
+            from stages.preferences.judge_labeler import JudgeLabeler  # httpx, which the others do without
+
+            return JudgeLabeler(config.labeler, context, only_finished=config.only_finished)
         case HumanLabelerConfig():
             return HumanLabeler(
                 config.labeler,

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from data.errors import ConfigError, StageError
-from rewards.retrying import backoff_seconds
+from data.retrying import backoff_seconds
 
 logger = logging.getLogger(__name__)
 

@@ -332,7 +332,7 @@ CASES = [
         "an unknown labeler",
         ("data.preferences=null", "preferences={labeler: {type: oracle}}"),
         "--set preferences={labeler: {type: oracle}}: preferences.labeler: found type 'oracle', must be "
-        "'simulated', 'human'. Use one of them",
+        "'simulated', 'human', 'judge'. Use one of them",
     ),
     Case(
         "more labels a prompt than people",

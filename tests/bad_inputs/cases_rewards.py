@@ -30,18 +30,48 @@ CASES = [
         "/health or http://host:8080/health",
     ),
     Case(
+        "a judge by FTP",
+        ("ppo.rewards=[{type: judge, endpoint: {address: 'ftp://h/v1', model: m}}]",),
+        "--set ppo.rewards=[{type: judge, endpoint: {address: 'ftp://h/v1', model: m}}]: "
+        "ppo.rewards.0.endpoint.address: found 'ftp://h/v1', must be an address without a key in it; write it "
+        "as http://host:8000/v1",
+    ),
+    Case(
+        "a judge whose scale is upside down",
+        ("ppo.rewards=[{type: judge, lowest: 5, highest: 5, endpoint: {address: 'http://h/v1', model: m}}]",),
+        "--set ppo.rewards=[{type: judge, lowest: 5, highest: 5, endpoint: {address: 'http://h/v1', model: "
+        "m}}]: ppo.rewards.0: lowest=5 is not below highest=5; a scale of two grades or more is needed; "
+        "lower the one or raise the other",
+    ),
+    Case(
+        "a judge whose question is not there",
+        ("ppo.rewards=[{type: judge, template: q.txt, endpoint: {address: 'http://h/v1', model: m}}]",),
+        "ppo.rewards[judge].template='q.txt': no file at q.txt or q.txt; a text file with {prompt}, "
+        "{response} is needed: correct the path, or leave it out for the question of the package",
+    ),
+    Case(
+        "a judge as labeler without its token",
+        (
+            "data.preferences=null",
+            "preferences={labeler: {type: judge, judge: {endpoint: {address: 'http://h/v1', model: m, token_env: "
+            "NO_SUCH_TOKEN}}}}",
+        ),
+        "preferences.labeler.judge.endpoint.token_env=NO_SUCH_TOKEN: this environment variable is not set; "
+        "put the chat endpoint's token there, or remove the setting",
+    ),
+    Case(
         "a reward of an unknown kind",
         ("ppo.rewards=[{type: lenght}]",),
         "--set ppo.rewards=[{type: lenght}]: ppo.rewards.0: found type 'lenght', must be 'learned', "
         "'ensemble', 'length', 'regex', 'format', 'repetition', 'exact_match', 'math', 'sentiment', "
-        "'toxicity', 'refusal', 'python', 'remote', 'character_share'. Did you mean 'length'?",
+        "'toxicity', 'refusal', 'python', 'remote', 'judge', 'character_share'. Did you mean 'length'?",
     ),
     Case(
         "a reward without a kind",
         ("ppo.rewards=[{weight: 2}]",),
         "--set ppo.rewards=[{weight: 2}]: ppo.rewards.0: found {'weight': 2}, needs the key 'type', which"
         " says what is meant; add `type` with 'character_share' or 'ensemble' or 'exact_match' or "
-        "'format' or 'learned' or 'length' or 'math' or 'python' or 'refusal' or 'regex' or 'remote' or "
+        "'format' or 'judge' or 'learned' or 'length' or 'math' or 'python' or 'refusal' or 'regex' or 'remote' or "
         "'repetition' or 'sentiment' or 'toxicity'",
     ),
     Case(

@@ -37,6 +37,7 @@ REWARDS: list[dict[str, Any]] = [
     {"type": "sentiment", "clip": [-1, 1]},
     {"type": "toxicity", "words": "w.txt"},
     {"type": "character_share", "characters": "aeiou"},
+    {"type": "judge", "endpoint": {"address": "http://h/v1", "model": "m", "token_env": "TOKEN"}, "template": "q.txt"},
 ]
 
 

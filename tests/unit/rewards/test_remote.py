@@ -12,8 +12,8 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from data import asking
 from data.errors import ConfigError, StageError
-from rewards import remote
 from rewards.composite_config import RemoteRewardConfig
 from rewards.contract import Episode
 from rewards.remote import RemoteReward
@@ -78,7 +78,7 @@ def server() -> Iterator[Server]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that were to be slept; nobody sleeps them."""
     found: list[float] = []
-    monkeypatch.setattr("rewards.remote.time.sleep", found.append)
+    monkeypatch.setattr("data.asking.time.sleep", found.append)
     return found
 
 
@@ -225,7 +225,7 @@ def test_a_server_that_trickles_is_given_up_though_each_piece_comes_in_time(
 
 
 def test_an_answer_without_end_is_cut_off(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_MOST_BYTES", 1024**2)
+    monkeypatch.setattr(asking, "_MOST_BYTES", 1024**2)
     server.answers = [(200, {}, b" " * 1024**2 + b" ")]
     with pytest.raises(StageError, match="answered more than 1 MiB"):
         reward(server)(EPISODES)
@@ -234,11 +234,11 @@ def test_an_answer_without_end_is_cut_off(server: Server, monkeypatch: pytest.Mo
 def test_a_proxy_is_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     trusted = {
-        host: RemoteReward(RemoteRewardConfig(address=f"http://{host}/"))._http.trust_env
+        host: RemoteReward(RemoteRewardConfig(address=f"http://{host}/"))._server._http.trust_env
         for host in ("localhost:1", "127.0.0.1", "[::1]:2", "judge.example")
     }
     assert trusted == {"localhost:1": False, "127.0.0.1": False, "[::1]:2": False, "judge.example": True}
-    assert isinstance(RemoteReward(RemoteRewardConfig(address="http://judge.example"))._http, httpx.Client)
+    assert isinstance(RemoteReward(RemoteRewardConfig(address="http://judge.example"))._server._http, httpx.Client)
 
 
 def test_a_batch_is_cut_and_its_scores_stay_in_order(server: Server) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from data.errors import StageError
@@ -40,7 +41,7 @@ def config(address: str, **settings: Any) -> RemoteRewardConfig:
 
 def test_it_is_well_and_scores(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REWARD_TOKEN", "a-token-of-a-test")
-    reward = build_reward(config(address, health="/health", batch_size=3), None)
+    reward = build_reward(config(address, health="/health", batch_size=3), None, Path("none"))
     assert reward(EPISODES) == [pytest.approx(1 / 3), 1.0, 0.0, 0.5]
 
 
@@ -49,8 +50,7 @@ def test_it_refuses_what_it_does_not_know(address: str, monkeypatch: pytest.Monk
     with pytest.raises(StageError, match=r"/score answered 401 '.*a bearer token is needed.*'"):
         RemoteReward(config(address))(EPISODES)
     with pytest.raises(StageError, match=r"/healthy answered 404 '.*GET /health.*', which another try"):
-        build_reward(config(address, health="/healthy"), None)
-    monkeypatch.setenv("REWARD_TOKEN", "a-token-of-a-test")
-    reward = RemoteReward(config(address))
-    with pytest.raises(StageError, match=r"answered 422 '.*of one length.*'"):
-        reward._answer("POST", address, {"prompts": ["a"], "responses": []})
+        build_reward(config(address, health="/healthy"), None, Path("none"))
+    headers = {"Authorization": "Bearer a-token-of-a-test"}
+    answer = httpx.post(address, json={"prompts": ["a"], "responses": []}, headers=headers, trust_env=False)
+    assert answer.status_code == 422 and "of one length" in answer.text

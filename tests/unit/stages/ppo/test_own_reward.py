@@ -86,7 +86,7 @@ def test_a_reward_server_that_goes_away_ends_the_stage_and_a_resumed_one_gives_w
     assert whole["notes"]["critic_initialisation"] == "SFT adapter, with a value head of zeros"
     assert whole["artifact"]["digest"] != ppo_run.artifact.digest
 
-    monkeypatch.setattr("rewards.remote.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("data.asking.time.sleep", lambda seconds: None)
     address = f"http://127.0.0.1:{judge.server_address[1]}/"
     remote = {"type": "remote", "name": "vowels", "address": address, "max_retries": 2}
     spec = judged_by(ppo_run, tmp_path / "server", remote)

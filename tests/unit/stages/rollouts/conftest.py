@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rewards.retrying import backoff_seconds
+from data.retrying import backoff_seconds
 from stages.rollouts import vllm_client
 from stages.rollouts.config import VLLMServerConfig
 from stages.rollouts.vllm_server import VLLMServerBackend
