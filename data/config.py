@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from data.augmentation.config import StepConfig
 from data.quality.config import ChecksConfig
 from data.schema import KINDS, Kind
 from data.strict import Contradiction, Flag, Printable, Section, StrictModel, Text, differs
@@ -205,6 +206,9 @@ class DataConfig(StrictModel):
 
     checks: ChecksConfig = ChecksConfig()
     """What is looked for in the records, and what stops the run."""
+
+    augmentation: list[StepConfig] = Field(default_factory=list)
+    """Reworded copies of training records, a step each. All steps begin with the records that the sources hold."""
 
 
 def source_parts(config: DataConfig) -> Iterator[tuple[Kind, str, RowsConfig]]:

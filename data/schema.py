@@ -41,6 +41,9 @@ class _Record(StrictModel):
     source: str | None = None
     """Name of the source that the record comes from, where several are mixed; None where there is one."""
 
+    augmentation: str | None = None
+    """How the record was made of another one by rewording its prompt; None where it is as the source holds it."""
+
     def to_json(self) -> str:
         """One JSON line without its newline: sorted keys, no escapes but JSON's own, no absent fields."""
         return json.dumps(self.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True)

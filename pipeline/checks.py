@@ -12,6 +12,7 @@ from data.parsed import NothingLeft
 from data.quarantine import QUARANTINE, check_share, count_reasons
 from data.schema import KINDS
 from data.sources import read_rows
+from pipeline.augmentation_checks import augmentation_problems
 from pipeline.config import PipelineConfig
 from pipeline.environment import environment_problems
 from pipeline.graph import stage_inputs
@@ -61,6 +62,7 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
     problems += _preferences_problems(config, config_dir)
     problems += size_problems(config, config_dir)
     problems += _source_problems(config, config_dir)
+    problems += augmentation_problems(config.data, config_dir)
     prompts = config.data.prompts or config.data.preferences or config.data.demonstrations
     if config.evaluation is not None and prompts is not None and not prompts.holds_out:
         kind = next(kind for kind in reversed(KINDS) if getattr(config.data, kind) is not None)

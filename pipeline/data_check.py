@@ -22,6 +22,7 @@ from data.quality.lengths import Lengths, describe_lengths
 from data.recognition import recognise_format
 from data.schema import KINDS, SPLITS, Demonstration, Kind, PreferencePair, Record, read_split, split_path
 from data.sources import read_rows
+from pipeline.augmentation_checks import without_endpoints
 from pipeline.config import PipelineConfig
 from stages.contract import StageContext
 from stages.data import stage as data_stage
@@ -129,7 +130,7 @@ def check_data(
     limits: Sequence[Limit] = (),
     progress: Progress,
 ) -> DataCheck:
-    """Run the `data` stage and look at what it wrote.
+    """Run the `data` stage and look at what it wrote. Prompts that a server would reword are left as they are.
 
     Args:
         data: The sources.
@@ -143,7 +144,7 @@ def check_data(
         DataError: The stage stops; for findings it does not.
     """
     with tempfile.TemporaryDirectory(prefix="rlhf-data-check-") as folder:
-        payload, metrics, quality = _run_stage(data, Path(folder), config_dir, progress)
+        payload, metrics, quality = _run_stage(without_endpoints(data), Path(folder), config_dir, progress)
         kinds = [kind for kind in KINDS if split_path(payload, kind, "train").is_file()]
         records = {kind: [row for split in SPLITS for row in read_split(payload, kind, split)] for kind in kinds}
     lengths: dict[str, dict[str, Lengths]] = {}

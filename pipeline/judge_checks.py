@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError
+from data.questions import read_template
 from pipeline.config import PipelineConfig
-from rewards.judge_questions import PAIR_FIELDS, PAIR_TEMPLATE, read_template
+from rewards.judge_questions import PAIR_FIELDS, PAIR_TEMPLATE
 from stages.preferences.config import JudgeLabelerConfig
 
 _SETTING = "preferences.labeler.judge"

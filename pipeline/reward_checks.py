@@ -8,6 +8,7 @@ from typing import Any
 
 from data.endpoint_config import PATIENCE, ChatEndpointConfig
 from data.errors import UserError
+from data.questions import read_template
 from pipeline.config import PipelineConfig
 from rewards.composite_config import (
     EnsembleRewardConfig,
@@ -18,7 +19,7 @@ from rewards.composite_config import (
 )
 from rewards.function import function_digest, function_file
 from rewards.judge_config import JudgeRewardConfig
-from rewards.judge_questions import GRADE_FIELDS, GRADE_TEMPLATE, read_template
+from rewards.judge_questions import GRADE_FIELDS, GRADE_TEMPLATE
 from rewards.rule_config import (
     ExactMatchRewardConfig,
     MathRewardConfig,

@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.augmentation.config import SynonymsConfig
 from data.config import source_parts
 from data.errors import ArtifactError
+from pipeline.augmentation_checks import augmentation_digests
 from pipeline.code_digest import stage_code_digest
 from pipeline.config import DISTRIBUTED_STAGES, PipelineConfig
 from pipeline.judge_checks import labeler_question
@@ -81,6 +83,8 @@ def stage_fingerprint(
     }
     if stage == "data":
         parts["sources"] = _source_digests(config, config_dir)
+        if config.data.augmentation:
+            parts["augmentation"] = augmentation_digests(config.data, config_dir)
     else:
         parts["model"] = model_section(config)
         parts["base"] = _base_digest(config.model.model_dump_json(), config_dir)
@@ -131,7 +135,9 @@ def model_section(config: PipelineConfig) -> dict[str, Any]:
 def shaping_packages(config: PipelineConfig, stage: StageName) -> tuple[str, ...]:
     """The distributions whose version is part of the stage's fingerprint."""
     if stage == "data":
-        return ("datasets",) if any(part.hub is not None for _, _, part in source_parts(config.data)) else ()
+        from_hub = any(part.hub is not None for _, _, part in source_parts(config.data))
+        by_words = any(isinstance(step, SynonymsConfig) for step in config.data.augmentation)
+        return ("datasets",) * from_hub + ("nltk",) * by_words
     section = stage_section(config, stage)
     names = list(_TRAINING_PACKAGES)
     own = _own_reward_base(config, stage)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from data.endpoint import ChatEndpoint, Conversation
 from data.errors import StageError
+from data.questions import ask_about, read_template
 from data.schema import Prompt
 from rewards.contract import Episode
 from rewards.judge_config import JudgeRewardConfig, PairJudgeConfig
@@ -19,9 +20,7 @@ from rewards.judge_questions import (
     PAIR_REMINDER,
     PAIR_TEMPLATE,
     Verdict,
-    ask_about,
     read_grade,
-    read_template,
     read_verdict,
     reminded,
     shown_prompt,

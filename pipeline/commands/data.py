@@ -112,5 +112,10 @@ def summary(found: DataCheck) -> list[str]:
     for row in found.truncation:
         lines.append(f"{row['setting']}={row['max_tokens']}: {row['dropped']} of {row['rows']} {row['kind']} dropped")
     lines += [""] * bool(found.truncation)
+    lines += [
+        f"{name.removeprefix('augmentation/').replace('_', ' ')}: {count:g}"
+        for name, count in found.metrics.items()
+        if name.startswith("augmentation/")
+    ]
     lines += [f"{finding['level'].upper():8} {finding['text']}" for finding in found.findings] or ["nothing found"]
     return lines

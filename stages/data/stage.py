@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from data.augmentation.records import augment
 from data.config import DataConfig, RowsConfig, SourceConfig, part_key
 from data.drafts import rewrite_texts
 from data.errors import DataError
@@ -19,7 +20,6 @@ from data.quality.report import CheckedRecords, QualityReport, check_records
 from data.quarantine import QUARANTINE, Skipped, check_share, write_quarantine
 from data.schema import (
     KINDS,
-    SPLITS,
     Demonstration,
     Kind,
     PreferencePair,
@@ -73,12 +73,14 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
 
     Returns:
         Counts as metrics: `<kind>/{train,held_out,duplicates,leaks}`, `rows/{read,skipped}` and
-        `skipped/<kind>_<reason>`, `masked/<kind of data>`, `quality/<kind>_<check>`; as notes, where each kind comes
-        from, the digests of the sources and the report of the checks.
+        `skipped/<kind>_<reason>`, `masked/<kind of data>`, `augmentation/*`, `quality/<kind>_<check>`; as notes,
+        where each kind comes from, the digests of the sources and the report of the checks.
 
     Raises:
         DataError: A source cannot be read or used, too many of its rows are skipped, it has no two prompts to split,
             no record of a kind is left to train on, or a check found an error (`DataQualityError`).
+        ConfigError: What `data.augmentation` needs is not there.
+        StageError: An endpoint that rewords prompts fails for good.
     """
     (context.stage_dir / QUARANTINE).unlink(missing_ok=True)
     sides: dict[_Part, list[Record]] = {}
@@ -131,38 +133,38 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
     # 3. Split.
     splits = split_records(sides, shares)
 
-    # 4. Mix the training sides, write.
-    write_quarantine(context.payload_dir / QUARANTINE, quarantine)
+    # 4. Mix the training sides.
     metrics |= {"rows/read": num_rows, "rows/skipped": len(quarantine)}
-    context.report_progress(len(KINDS), len(KINDS) + 1, "writing")
+    written: dict[Kind, dict[Split, list[Record]]] = {}
     for kind in (kind for kind in KINDS if kind in origins):
         parts = {part: splits[kind, part] for each, part in splits if each == kind}
         train = {part: split.train for part, split in parts.items()}
         weights = _weights(config, origins[kind] if origins[kind] in KINDS else kind)
         mixed = thin_out(train, weights) if weights else train
-        written: dict[Split, list[Record]] = {
+        written[kind] = {
             "train": [record for part, rows in mixed.items() for record in _named(rows, part)],
             "held_out": [record for part, split in parts.items() for record in _named(split.held_out, part)],
         }
         num_leaks = sum(split.num_leaks for split in parts.values())
-        if not written["train"]:
+        if not written[kind]["train"]:
             raise DataError(
                 f"data.{kind}: nothing is left to train on: {num_leaks} of "
                 f"{sum(len(sides[kind, part]) for part in parts)} "
                 f"records have a prompt that another source holds out; prompts outside the held-out ones are "
                 f"needed; give more data, or the same `held_out` share to all sources"
             )
-        for side in SPLITS:
-            write_records(split_path(context.payload_dir, kind, side), written[side])
         metrics |= {
-            f"{kind}/train": len(written["train"]),
-            f"{kind}/held_out": len(written["held_out"]),
+            f"{kind}/held_out": len(written[kind]["held_out"]),
             f"{kind}/duplicates": repeats[kind],
             f"{kind}/leaks": num_leaks,
         }
-        if kind in reasons:
+        if kind in reasons:  # before there are reworded copies, which are near duplicates on purpose
             checked[kind] = CheckedRecords(
-                **written, num_rows=rows_of[kind], reasons=reasons[kind], examples=_examples(kind, quarantine)
+                train=written[kind]["train"],
+                held_out=written[kind]["held_out"],
+                num_rows=rows_of[kind],
+                reasons=reasons[kind],
+                examples=_examples(kind, quarantine),
             )
         for part in parts:
             if part:
@@ -170,7 +172,25 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], context: StageContex
                 metrics[f"{kind}/mix/{part}_thinned_out"] = len(train[part]) - len(mixed[part])
     metrics |= {f"masked/{kind}": count for kind, count in sorted(masked.items())}
 
-    # 5. Check what was written.
+    # 5. Add reworded copies, write.
+    augmented = augment(
+        {kind: both["train"] for kind, both in written.items()},
+        frozenset(split_key(record) for both in written.values() for record in both["held_out"]),
+        config.augmentation,
+        config_dir=context.config_dir,
+        cache_dir=context.stage_dir,
+        progress=lambda done, total: context.report_progress(done, total, "prompts reworded"),
+    )
+    metrics |= augmented.metrics
+    write_quarantine(context.payload_dir / QUARANTINE, quarantine)
+    context.report_progress(len(KINDS), len(KINDS) + 1, "writing")
+    for kind, both in written.items():
+        train_rows = both["train"] + augmented.copies[kind]
+        write_records(split_path(context.payload_dir, kind, "train"), train_rows)
+        write_records(split_path(context.payload_dir, kind, "held_out"), both["held_out"])
+        metrics[f"{kind}/train"] = len(train_rows)
+
+    # 6. Check what was read.
     context.report_progress(len(KINDS), len(KINDS) + 1, "checking")
     report = check_records(checked, config.checks)
     for finding in report.findings:

@@ -150,4 +150,32 @@ CASES = [
         "found 3 characters that are no name of an environment variable (not repeated here: they may be "
         "what it holds); letters, digits and `_` are needed; write the name alone",
     ),
+    Case(
+        "an unknown way to reword",
+        ("data.augmentation=[{type: synonym}]",),
+        "--set data.augmentation=[{type: synonym}]: data.augmentation.0: found type 'synonym', must be "
+        "'synonyms', 'random_deletion', 'paraphrase', 'back_translation'. Did you mean 'synonyms'?",
+    ),
+    Case(
+        "all words left out",
+        ("data.augmentation=[{type: random_deletion, words: 1}]",),
+        "--set data.augmentation=[{type: random_deletion, words: 1}]: data.augmentation.0.words: found 1, "
+        "must be less than 1; correct it, or leave it out for the default 0.1",
+    ),
+    Case(
+        "synonyms without a database",
+        ("data.augmentation=[{type: synonyms, wordnet: nowhere}]",),
+        "data.augmentation.0: no database of WordNet in nowhere; its files `index.noun`, `data.noun` and so "
+        "on are needed: install Debian's package `wordnet-base`, or run `python -m nltk.downloader wordnet` "
+        "and unpack it, or name the folder by `wordnet`",
+    ),
+    Case(
+        "a paraphrase without its token",
+        (
+            "data.augmentation=[{type: paraphrase, endpoint: {address: 'http://h/v1', model: m, token_env: "
+            "NO_SUCH_TOKEN}}]",
+        ),
+        "data.augmentation.0.endpoint.token_env=NO_SUCH_TOKEN: this environment variable is not set; put the "
+        "chat endpoint's token there, or remove the setting",
+    ),
 ]

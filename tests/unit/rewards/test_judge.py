@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from data.errors import ConfigError, StageError
+from data.questions import ask_about, read_template
 from data.schema import Message
 from rewards.contract import Episode
 from rewards.judge import Comparison, JudgeReward, PairJudge
@@ -13,9 +14,7 @@ from rewards.judge_config import JudgeRewardConfig, PairJudgeConfig
 from rewards.judge_questions import (
     PAIR_FIELDS,
     PAIR_TEMPLATE,
-    ask_about,
     read_grade,
-    read_template,
     read_verdict,
     reminded,
     shown_prompt,

@@ -1,0 +1,1 @@
+"""Reworded copies of training records: by rules with words, and by a model behind an endpoint."""
