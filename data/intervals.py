@@ -1,6 +1,7 @@
-"""Intervals of shares."""
+"""Shares and their intervals."""
 
 import math
+from collections.abc import Sequence
 
 _Z95 = 1.959964
 
@@ -19,3 +20,8 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def share_above_zero(values: Sequence[float]) -> float:
+    """Share of values above 0, say of pairs whose chosen response has the higher score; 0 counts half."""
+    return sum(0.5 + 0.5 * ((value > 0) - (value < 0)) for value in values) / len(values)

@@ -75,6 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--merge", action="store_true", help="merge the adapter into its base: one model, no PEFT")
     _add_stage(export)
     _add_label(commands)
+    bench = _add_for_run(commands, "reward-bench", "a run's reward model on a benchmark of pairs by subset")
+    bench.add_argument("file", metavar="FILE", help="rows with prompt, chosen, rejected and subset")
+    bench.add_argument("--json", metavar="FILE", dest="json_file", help="write the table to FILE, too")
+    bench.add_argument("--max-length", type=_count, metavar="N", help="drop pairs of more tokens (default: none)")
+    bench.add_argument("--batch-size", type=_count, metavar="N", default=8, help="sequences at once (default: 8)")
     gc = _add(commands, "gc", "list what no run uses: artifacts, records, what killed runs left")
     gc.add_argument("--remove", action="store_true", help="remove it; no run may be at work")
     _add_output_dir(gc)
@@ -127,6 +132,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from pipeline.commands.rerun import rerun
 
             return rerun(options)
+        case "reward-bench":
+            from pipeline.commands.reward_bench import reward_bench
+
+            return reward_bench(options)
         case "gc":
             from pipeline.commands.gc import gc
 
@@ -203,6 +212,12 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"found {text[:20]!r}, a port is a number from 1 to 65535; give another")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text[:20]!r}, a whole number from 1 on is needed; give another")
     return int(text)
 
 

@@ -41,6 +41,11 @@ class SeparateScoreModel:
             base, head, role=role, pad_token_id=int(tokenizer.pad_token_id), batch_size=batch_size
         )
 
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence that the base knows; None where it does not say."""
+        return self._base.max_positions
+
     def score_texts(self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
         """Normalised score of each prompt with its response.
 
@@ -62,7 +67,7 @@ class SeparateScoreModel:
         longest = max(
             (len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)), default=0
         )
-        positions = self._base.max_positions
+        positions = self.max_positions
         if positions is not None and longest > positions:
             raise ModelError(
                 f"reward_model.model: an episode has {longest} tokens in the reward model's tokenizer, but its base "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from data.intervals import wilson_interval
+from data.intervals import share_above_zero, wilson_interval
 from stages.reward_model.evaluation_pairs import TokenizedPair
 
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ def _rows(by: str, groups: Sequence[str], differences: Sequence[float], lengths:
     rows = []
     for group in sorted(set(groups)):
         inside = [number for number, own in enumerate(groups) if own == group]
-        accuracy = _share([differences[number] for number in inside])
+        accuracy = share_above_zero([differences[number] for number in inside])
         low, high = wilson_interval(accuracy, len(inside))
         rows.append(
             {
@@ -65,12 +65,7 @@ def _rows(by: str, groups: Sequence[str], differences: Sequence[float], lengths:
                 "accuracy": accuracy,
                 "low": low,
                 "high": high,
-                "length_baseline": _share([lengths[number] for number in inside]),
+                "length_baseline": share_above_zero([lengths[number] for number in inside]),
             }
         )
     return rows
-
-
-def _share(values: Sequence[float]) -> float:
-    """Share above 0; 0 counts half."""
-    return sum(0.5 + 0.5 * ((value > 0) - (value < 0)) for value in values) / len(values)
