@@ -27,6 +27,7 @@ from stages.accelerator import (
     train_in_float32,
 )
 from stages.contract import Artifact, StageContext, StageOutput
+from stages.length_order import SortsByLength, padding_metrics
 from stages.models.config import ModelConfig
 from stages.models.loading import embedding_rows, load_base_config, load_causal_lm
 from stages.models.sources import resolve_base
@@ -41,6 +42,10 @@ logger = logging.getLogger(__name__)
 _VALIDATIONS = 4
 
 
+class _Trainer(SortsByLength, SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer, with examples of like lengths in one pass."""
+
+
 def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageOutput:
     """Train an adapter on the demonstrations and keep the one with the least validation loss.
 
@@ -51,7 +56,8 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         context: Where to write.
 
     Returns:
-        `eval/loss`, `eval/mean_token_accuracy` of the kept adapter, `train/loss` of the last step, counts;
+        `eval/loss`, `eval/mean_token_accuracy` of the kept adapter, `train/loss` of the last step, counts; the share of
+        padding that passes through the model, and what it would be unsorted (`data/padding_share`, `..._unsorted`);
         `data/tokenization_differences` are the training demonstrations whose text, encoded at once, has other ids.
         With `loss_on: all_responses` also `data/earlier_responses`, those of them whose end is not learned
         (`_without_end`), and demonstrations of which only the last response is (`data/last_response_alone`).
@@ -96,7 +102,10 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     peft_model = attach_adapter(
         language_model, lora_config(model, language_model.config, "causal_lm"), seed=context.seed
     )
-    trainer = SFTTrainer(
+    lengths = [(len(row.ids),) for row in train]
+    trainer = _Trainer(
+        lengths=lengths,
+        batch_size=config.batch_size,
         model=peft_model,
         args=TrlSFTConfig(
             **shared_training_arguments(config, model, context, num_examples=len(train)),
@@ -118,6 +127,9 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         "data/dropped": float(dropped),
         "data/tokenization_differences": float(different),
     }
+    metrics |= padding_metrics(
+        lengths, batch_size=config.batch_size, microbatch_size=config.microbatch_size, seed=context.seed
+    )
     if all_responses:
         metrics |= {
             "data/earlier_responses": float(encoded.num_turns),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data.assistant_turns import LearnedRow, encode_demonstrations
-from data.chat import encode_prompt, encode_response
+from data.chat import encode_episode
 from data.schema import Demonstration, Message
 from tests.unit.data.test_chat import TEMPLATE, byte_tokenizer
 
@@ -57,12 +57,8 @@ def marked(tokenizer: Any, row: LearnedRow) -> str:
 def learned(tokenizer: Any, demonstration: Demonstration = DEMONSTRATION) -> tuple[str, tuple[int, int, int]]:
     found = encode_demonstrations(tokenizer, [demonstration], all_responses=True)
     (row,) = found.rows
-    prompt, response = (
-        encode_prompt(tokenizer, demonstration.prompt),
-        encode_response(tokenizer, demonstration.response),
-    )
-    if tokenizer.chat_template or isinstance(demonstration.prompt, str):
-        assert [*row.ids] == [*prompt, *response], "the ids are those of a rollout"
+    prompt, response = encode_episode(tokenizer, demonstration.prompt, demonstration.response)
+    assert [*row.ids] == [*prompt, *response], "the ids are those of a rollout"
     assert [*row.mask[len(prompt) :]] == [1] * (len(row.ids) - len(prompt))
     return marked(tokenizer, row), (found.num_turns, found.num_open_turns, found.num_unclear)
 
@@ -82,7 +78,7 @@ def learned(tokenizer: Any, demonstration: Demonstration = DEMONSTRATION) -> tup
             "<assistant>\n{B</s>}\n<user>\nso?</s>\n<assistant>\n{C</s>}",
             (2, 0, 0),
         ),
-        (SPACED, " Be. </s>[Hé?]{  the A \U0001f44b  </s>}[and?]{ B </s>}[so?]{C</s>}", (2, 0, 0)),
+        (SPACED, " Be. </s>[Hé?]{  the A \U0001f44b  </s>}[and?]{ B </s>}[so?]{ C</s>}", (2, 0, 0)),
         (
             ANOTHER_END,
             "<system>\nBe.<end>\n<user>\nHé?<end>\n<assistant>\n{the A \U0001f44b}<end>\n<user>\nand?<end>\n"
@@ -92,7 +88,7 @@ def learned(tokenizer: Any, demonstration: Demonstration = DEMONSTRATION) -> tup
     ],
     ids=["plain_markers", "headers", "spaces", "another_end"],
 )
-def test_turns_are_learned_with_their_end_and_nothing_else_is(template: str, text: str, counts: Any) -> None:
+def test_checklist_02_turns_are_learned_with_their_end_and_nothing_else_is(template: str, text: str, counts: Any) -> None:
     assert learned(byte_tokenizer("<s> $A", chat_template=template)) == (text, counts)
 
 
@@ -135,7 +131,7 @@ def test_else_only_the_last_response_is_learned(around: str) -> None:
     found = encode_demonstrations(tokenizer, rows, all_responses=False)
     assert (found.num_turns, found.num_open_turns, found.num_unclear) == (0, 0, 0)
     for row, each in zip(found.rows, rows, strict=True):
-        prompt, response = encode_prompt(tokenizer, each.prompt), encode_response(tokenizer, each.response)
+        prompt, response = encode_episode(tokenizer, each.prompt, each.response)
         assert [*row.ids] == [*prompt, *response]
         assert [*row.mask] == [0] * len(prompt) + [1] * len(response)
     both = encode_demonstrations(tokenizer, rows, all_responses=True).rows
