@@ -5,7 +5,8 @@ the model never sees the response's characters while its prompt is cut into toke
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import DataError, ModelError
 from data.schema import Message, Prompt
@@ -118,10 +119,32 @@ def retokenize_episode(
 def response_text(
     tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str, *, chat_template: str | None = None
 ) -> str:
-    """The response as it follows its prompt: after the plain form's `Assistant:` it starts with one space."""
-    if isinstance(prompt, str) or uses_chat_template(tokenizer, prompt, chat_template):
+    """The response as it follows its prompt: with the white space that the form puts before an answer.
+
+    After the plain form's `Assistant:` that is a space, and so it is in the formats of Llama 2, Mistral and DeepSeek,
+    whose templates write it with the answer, not with the question.
+    """
+    if isinstance(prompt, str):
         return response
-    return " " + response.lstrip()
+    space = " "
+    if uses_chat_template(tokenizer, prompt, chat_template):
+        space = _space_before_answers(tokenizer, str(chat_template or tokenizer.chat_template))
+    return space + response.lstrip() if space else response
+
+
+@lru_cache(maxsize=16)
+def _space_before_answers(tokenizer: "PreTrainedTokenizerBase", chat_template: str) -> str:
+    """White space that a template writes between its prompt and an answer; none where it cannot be asked."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    options: dict[str, Any] = {"chat_template": chat_template, "tokenize": False}
+    try:
+        prompt = str(tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, **options))
+        whole = str(tokenizer.apply_chat_template(turns, add_generation_prompt=False, **options))
+    except Exception:  # a template is a program: it fails in any way, and says so when it writes the data's prompts
+        return ""
+    rest = whole.removeprefix(prompt)
+    space = rest[: len(rest) - len(rest.lstrip())]
+    return space if len(rest) < len(whole) and rest.lstrip().startswith("a") else ""
 
 
 def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:

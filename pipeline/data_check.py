@@ -9,9 +9,12 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from data.assistant_turns import encode_demonstrations
 from data.batch_encoding import encode_episodes
 from data.chat import decode_with_special_tokens, encode_episode, encode_prompt
 from data.config import DataConfig, SourceConfig
@@ -128,6 +131,7 @@ def check_data(
     config_dir: Path | None,
     tokenizer: Any = None,
     limits: Sequence[Limit] = (),
+    all_responses: bool = False,
     progress: Progress,
 ) -> DataCheck:
     """Run the `data` stage and look at what it wrote. Prompts that a server would reword are left as they are.
@@ -138,6 +142,7 @@ def check_data(
         config_dir: Folder of the configuration file, for relative paths.
         tokenizer: Of the base; None leaves out what needs one.
         limits: From `limits_of`.
+        all_responses: Whether SFT learns all turns of the assistant; the samples show it.
         progress: Told how far it is.
 
     Raises:
@@ -163,7 +168,9 @@ def check_data(
                 findings += truncation_finding(limit, over, len(counted), data.checks)
     ranked = [*quality["findings"], *(finding.to_json() for finding in findings)]
     ranked.sort(key=lambda finding: ("error", "warning", "info").index(finding["level"]))
-    return DataCheck(name, metrics, quality, lengths, truncation, ranked, list(_samples(records, tokenizer)))
+    return DataCheck(
+        name, metrics, quality, lengths, truncation, ranked, list(_samples(records, tokenizer, all_responses))
+    )
 
 
 def limits_of(config: PipelineConfig) -> list[Limit]:
@@ -242,22 +249,35 @@ def _length(row: dict[str, int], limit: Limit) -> int:
     return row["prompt"] + max((count for name, count in row.items() if name != "prompt"), default=0)
 
 
-def _samples(records: dict[Kind, list[Record]], tokenizer: Any) -> Iterator[Sample]:
+def _samples(records: dict[Kind, list[Record]], tokenizer: Any, all_responses: bool) -> Iterator[Sample]:
     """Rows chosen by a hash of their text, so that they are the same each time: as many of each kind."""
     for number, (kind, rows) in enumerate(records.items()):
         count = NUM_SAMPLES // len(records) + (number < NUM_SAMPLES % len(records))
         for record in sorted(rows, key=lambda row: hashlib.sha256(row.to_json().encode()).digest())[:count]:
-            yield _sample(kind, record, tokenizer)
+            yield _sample(kind, record, tokenizer, all_responses)
 
 
-def _sample(kind: Kind, record: Record, tokenizer: Any) -> Sample:
+def _sample(kind: Kind, record: Record, tokenizer: Any, all_responses: bool) -> Sample:
     responses = [(_ROLES.get(name, name), text) for name, text in _responses(record).items()]
     if tokenizer is None:
         prompt = record.prompt
         text = prompt if isinstance(prompt, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
         return Sample(kind, (("context", text), *responses), ())
+    if isinstance(record, Demonstration):
+        return _demonstration_sample(record, tokenizer, all_responses)
     ids = [encode_prompt(tokenizer, record.prompt)]
     ids += [encode_episode(tokenizer, record.prompt, text)[1] for _, text in responses]
     roles = ["context", *(role for role, _ in responses)]
     texts = [decode_with_special_tokens(tokenizer, each) for each in ids]
     return Sample(kind, tuple(zip(roles, texts, strict=True)), tuple(map(len, ids)))
+
+
+def _demonstration_sample(record: Demonstration, tokenizer: Any, all_responses: bool) -> Sample:
+    """A demonstration, cut where the loss begins and ends."""
+    (row,) = encode_demonstrations(tokenizer, [record], all_responses=all_responses).rows
+    runs = [(learned, list(run)) for learned, run in groupby(zip(row.ids, row.mask, strict=True), key=itemgetter(1))]
+    pieces = [
+        ("learned" if learned else "context", decode_with_special_tokens(tokenizer, [token for token, _ in run]))
+        for learned, run in runs
+    ]
+    return Sample("demonstrations", tuple(pieces), tuple(len(run) for _, run in runs))

@@ -50,6 +50,7 @@ def _check_config(path: Path, options: argparse.Namespace) -> tuple[DataCheck, P
         config_dir=config_dir,
         tokenizer=tokenizer,
         limits=limits_of(config),
+        all_responses=config.sft.loss_on == "all_responses",
         progress=lambda done, total, what: console.progress("data", done, total, what),
     )
     console.end_progress()

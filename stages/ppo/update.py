@@ -155,7 +155,9 @@ class Update:
                 _add(totals, self._value_microbatch(experience, targets, microbatch, num_tokens))
         if self._config.ptx_coef > 0:
             _add(totals, self._demonstrations_minibatch(number, len(minibatch)))
+        _add(totals, _padding(microbatches))
         totals = self._sum_over_ranks(totals)
+        totals["policy/padding_share"] = totals.pop("padding") / totals.pop("positions")
         is_finite = self._bad_steps.check(number // self._updates_per_step + 1, totals, "update")
         apply = is_finite and not self._has_moved_too_far(totals)
         norms = {"policy/grad_norm": self._policy.finish(apply=apply)}
@@ -259,6 +261,13 @@ class Update:
             return totals
         values = torch.tensor(list(totals.values()), dtype=torch.float64, device=self._ranks.device)
         return dict(zip(totals, self._ranks.sum(values).tolist(), strict=True))
+
+
+def _padding(microbatches: Sequence[Microbatch]) -> dict[str, float]:
+    """Positions that pass through a model, and those of them that are padding."""
+    masks = [microbatch.batch.attention_mask for microbatch in microbatches]
+    positions = sum(mask.numel() for mask in masks)
+    return {"positions": float(positions), "padding": float(positions - sum(int(mask.sum()) for mask in masks))}
 
 
 def _add(totals: dict[str, float], found: dict[str, float]) -> None:

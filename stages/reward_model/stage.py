@@ -29,6 +29,7 @@ from stages.accelerator import (
     train_in_float32,
 )
 from stages.contract import Artifact, StageContext, StageOutput
+from stages.length_order import padding_metrics
 from stages.memory_errors import memory_errors_told
 from stages.models.adapters import check_adapter
 from stages.models.config import ModelConfig
@@ -97,7 +98,12 @@ def run(
         for response in (pair.chosen_ids, pair.rejected_ids)
     )
     check_examples("reward_model", longest, known_positions(peft_model.config))
+    lengths = [
+        (len(pair.prompt_ids) + len(pair.chosen_ids), len(pair.prompt_ids) + len(pair.rejected_ids)) for pair in train
+    ]
     trainer = BradleyTerryTrainer(
+        lengths=lengths,
+        batch_size=config.batch_size,
         label_smoothing=config.label_smoothing,
         center_coefficient=config.center_coefficient,
         model=peft_model,
@@ -128,7 +134,9 @@ def run(
         "data/train": float(len(train)),
         "data/held_out": float(len(held_out)),
         "data/dropped": float(dropped),
-    }
+    } | padding_metrics(
+        lengths, batch_size=config.batch_size, microbatch_size=config.microbatch_size, seed=context.seed
+    )
     sections = config.model_dump(mode="json"), model.model_dump(mode="json")
     with memory_errors_told("reward_model", "normalization", *sections):
         shared_base = SharedBase(load_causal_lm(policy_base, model, context.device), model)

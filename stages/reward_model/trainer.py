@@ -8,6 +8,7 @@ from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rewards.bradley_terry import bradley_terry_accuracy, bradley_terry_loss
+from stages.length_order import SortsByLength
 
 
 class WeightedPairCollator(DataCollatorForPreference):  # type: ignore[misc]
@@ -21,10 +22,11 @@ class WeightedPairCollator(DataCollatorForPreference):  # type: ignore[misc]
         return batch
 
 
-class BradleyTerryTrainer(RewardTrainer):  # type: ignore[misc]
+class BradleyTerryTrainer(SortsByLength, RewardTrainer):  # type: ignore[misc]
     """Trains a sequence classifier with one label on pairs.
 
-    Differs from its base class in the loss alone: ours is the tested function, and knows weights and label smoothing.
+    Differs from TRL's in the loss, which is the tested function and knows weights and label smoothing, and in the order
+    of pairs inside a batch.
     """
 
     def __init__(self, *, label_smoothing: float, center_coefficient: float, **arguments: Any) -> None:

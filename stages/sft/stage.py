@@ -1,11 +1,11 @@
-"""Supervised fine-tuning: TRL's `SFTTrainer` on tokenised demonstrations, loss on response tokens only.
+"""Supervised fine-tuning: TRL's `SFTTrainer` on tokenised demonstrations, loss on responses only.
 
 Tokens are made by `data.chat`, as every other stage makes them, so that prompts look the same in SFT, in the
 rollouts and to the reward model.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,10 +14,11 @@ from trl import SFTConfig as TrlSFTConfig
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from data.batch_encoding import encode_episodes
+from data.assistant_turns import LearnedRow, LearnedRows, encode_demonstrations
 from data.chat import count_tokenization_differences
 from data.errors import DataError
-from data.schema import Demonstration, read_split
+from data.schema import read_split
+from data.token_table import ids_table
 from stages.accelerator import (
     MetricsCallback,
     is_main_process,
@@ -26,6 +27,7 @@ from stages.accelerator import (
     train_in_float32,
 )
 from stages.contract import Artifact, StageContext, StageOutput
+from stages.length_order import SortsByLength, padding_metrics
 from stages.models.config import ModelConfig
 from stages.models.loading import embedding_rows, load_base_config, load_causal_lm
 from stages.models.sources import resolve_base
@@ -40,6 +42,10 @@ logger = logging.getLogger(__name__)
 _VALIDATIONS = 4
 
 
+class _Trainer(SortsByLength, SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer, with examples of like lengths in one pass."""
+
+
 def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageOutput:
     """Train an adapter on the demonstrations and keep the one with the least validation loss.
 
@@ -50,8 +56,11 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         context: Where to write.
 
     Returns:
-        `eval/loss`, `eval/mean_token_accuracy` of the kept adapter, `train/loss` of the last step, counts;
+        `eval/loss`, `eval/mean_token_accuracy` of the kept adapter, `train/loss` of the last step, counts; the share of
+        padding that passes through the model, and what it would be unsorted (`data/padding_share`, `..._unsorted`);
         `data/tokenization_differences` are the training demonstrations whose text, encoded at once, has other ids.
+        With `loss_on: all_responses` also `data/earlier_responses`, those of them whose end is not learned
+        (`_without_end`), and demonstrations of which only the last response is (`data/last_response_alone`).
 
     Raises:
         DataError: No demonstration is left after dropping those over `max_length`.
@@ -61,16 +70,25 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     tokenizer = load_tokenizer(base, model, context.config_dir)
     folder = inputs["dataset"].path
     demonstrations = read_split(folder, "demonstrations", "train")
-    train, dropped = _tokenize(demonstrations, tokenizer, config)
-    held_out, _ = _tokenize(read_split(folder, "demonstrations", "held_out"), tokenizer, config)
+    all_responses = config.loss_on == "all_responses"
+    encoded = encode_demonstrations(tokenizer, demonstrations, all_responses=all_responses)
+    train = _fitting(encoded.rows, config)
+    held_out = _fitting(
+        encode_demonstrations(
+            tokenizer, read_split(folder, "demonstrations", "held_out"), all_responses=all_responses
+        ).rows,
+        config,
+    )
+    dropped = len(demonstrations) - len(train)
     if not train:
         raise DataError(
             f"sft: all {dropped} demonstrations are longer than sft.max_length={config.max_length} tokens; at least "
             f"one has to fit: raise `sft.max_length`"
         )
+    _tell_turns(encoded, config)
     language_model = load_causal_lm(base, model, context.device)
-    check_examples("sft", (len(row["input_ids"]) for row in train + held_out), known_positions(language_model.config))
-    used = {token for row in train + held_out for token in row["input_ids"]}
+    check_examples("sft", (len(row.ids) for row in train + held_out), known_positions(language_model.config))
+    used = {token for row in train + held_out for token in row.ids}
     pad = choose_pad_token(tokenizer, embedding_rows(language_model), used)
     different = count_tokenization_differences(
         tokenizer, ((row.prompt, row.response) for row in demonstrations)
@@ -84,7 +102,10 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     peft_model = attach_adapter(
         language_model, lora_config(model, language_model.config, "causal_lm"), seed=context.seed
     )
-    trainer = SFTTrainer(
+    lengths = [(len(row.ids),) for row in train]
+    trainer = _Trainer(
+        lengths=lengths,
+        batch_size=config.batch_size,
         model=peft_model,
         args=TrlSFTConfig(
             **shared_training_arguments(config, model, context, num_examples=len(train)),
@@ -93,8 +114,8 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
             max_length=None,
         ),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=pad.token_id),
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        train_dataset=_dataset(train),
+        eval_dataset=_dataset(held_out) if held_out else None,
         processing_class=tokenizer,
         callbacks=[MetricsCallback(context)],
     )
@@ -106,6 +127,15 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         "data/dropped": float(dropped),
         "data/tokenization_differences": float(different),
     }
+    metrics |= padding_metrics(
+        lengths, batch_size=config.batch_size, microbatch_size=config.microbatch_size, seed=context.seed
+    )
+    if all_responses:
+        metrics |= {
+            "data/earlier_responses": float(encoded.num_turns),
+            "data/earlier_responses_without_end": float(encoded.num_open_turns),
+            "data/last_response_alone": float(encoded.num_unclear),
+        }
     metrics |= _last_losses(trainer)
     if is_main_process():
         save_adapter(
@@ -115,21 +145,31 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     return StageOutput(metrics, notes={"pad_token": asdict(pad)})
 
 
-def _tokenize(
-    demonstrations: list[Demonstration], tokenizer: Any, config: SFTConfig
-) -> tuple[list[dict[str, list[int]]], int]:
-    """Token ids with a mask that is 1 on response tokens, EOS included; and how many were too long."""
-    encoded = encode_episodes(tokenizer, [(each.prompt, (each.response,)) for each in demonstrations])
-    rows = []
-    for prompt, (response,) in encoded:
-        rows.append(
-            {
-                "input_ids": [*prompt, *response],
-                "completion_mask": [0] * len(prompt) + [1] * len(response),
-            }
-        )
-    kept = [row for row in rows if len(row["input_ids"]) <= config.max_length]
-    return kept, len(rows) - len(kept)
+def _fitting(rows: Sequence[LearnedRow], config: SFTConfig) -> list[LearnedRow]:
+    """The demonstrations that are short enough; longer ones are dropped, never cut."""
+    return [row for row in rows if len(row.ids) <= config.max_length]
+
+
+def _dataset(rows: Sequence[LearnedRow]) -> Dataset:
+    """Demonstrations as TRL's trainer takes them when they are already tokenised."""
+    return Dataset(ids_table({"input_ids": [row.ids for row in rows], "completion_mask": [row.mask for row in rows]}))
+
+
+def _tell_turns(encoded: LearnedRows, config: SFTConfig) -> None:
+    """What was asked for and could not be had."""
+    if config.loss_on == "last_response":
+        return
+    logger.info("sft: %d earlier responses are learned, too", encoded.num_turns)
+    if encoded.num_unclear:
+        logger.warning(
+            "sft: of %d of %d demonstrations only the last response is learned: the chat template writes their earlier "
+            "turns in another way than as answers", encoded.num_unclear, len(encoded.rows),
+        )  # fmt: skip
+    if encoded.num_open_turns:
+        logger.warning(
+            "sft: the ends of %d of %d earlier responses are not learned: the form of the prompts does not end a turn "
+            "with the tokenizer's EOS", encoded.num_open_turns, encoded.num_turns,
+        )  # fmt: skip
 
 
 def _validation_arguments(config: SFTConfig, num_examples: int, *, validate: bool) -> dict[str, Any]:

@@ -110,7 +110,9 @@ def test_two_ranks_compute_what_one_process_computes(
     for row, wanted in zip(found["ppo"], expected["ppo"], strict=True):
         assert row.keys() == wanted.keys()
         for name in row:
-            if not name.startswith(("time/", "memory/", "seconds", "rollout/tokens_per_second")):
+            if not name.startswith(
+                ("time/", "memory/", "seconds", "rollout/tokens_per_second", "policy/padding_share")
+            ):
                 # The SFT and reward models before differ by the order of their own sums already.
                 assert row[name] == pytest.approx(wanted[name], rel=2e-2, abs=2e-3), name
     assert found["ppo"][1]["policy/approx_kl"] > 0

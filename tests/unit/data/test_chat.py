@@ -179,3 +179,32 @@ def test_a_turn_of_another_model_loses_the_space_that_its_form_puts_before_it() 
     for response in ("then", " then"):
         assert retokenize_episode(templated, TALK, response, finished=True) == (rendered, [*ids_of("then"), EOS])
         assert retokenize_episode(plain, TALK, response, finished=False)[1] == ids_of(" then")
+
+
+SPACED = (
+    "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %} {{ m.content }}</s>{% endif %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "space"),
+    [
+        (TEMPLATE, None),
+        (SPACED, " "),
+        (SPACED.replace("else %} {{", "else %}{{ '\\n ' }}{{"), "\n "),
+        (SPACED.replace("else %} {{", "else %}{{ raise_exception('no') }} {{"), None),
+        (TEMPLATE.replace("[assistant]{% endif", "[assistant]<think>{% endif"), None),
+    ],
+    ids=["none", "space", "newline", "refuses", "prompt_differs"],
+)
+def test_a_response_starts_with_the_space_that_its_template_puts_before_answers(
+    template: str, space: str | None
+) -> None:
+    tokenizer = byte_tokenizer(chat_template=template)
+    prompt = (Message(role="user", content="one"),)
+    for response in (" two ", "two ", ""):
+        expected = response if space is None else space + response.lstrip()
+        assert response_text(tokenizer, prompt, response) == expected
+    assert response_text(tokenizer, "plain", " two ") == " two "
+    assert response_text(byte_tokenizer(), prompt, "two", chat_template=template) == f"{space or ''}two"

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from data.config import DataConfig
 from data.schema import Message
 from pipeline.cli import main
 from pipeline.data_check import Limit, check_data, source_of_path
+from tests.unit.data.test_chat import TEMPLATE, byte_tokenizer
 from tests.unit.stages.data.test_data_stage import write
 
 
@@ -85,6 +87,28 @@ def test_tokens_limits_and_samples_are_those_of_the_stages(tmp_path: Path) -> No
     assert pair.parts[1][1].endswith("<e>") and not pair.parts[0][1].endswith("<e>")
     learned = next(sample for sample in found.samples if sample.kind == "demonstrations")
     assert [role for role, _ in learned.parts] == ["context", "learned"] and learned.tokens[0] == 5
+
+
+def test_samples_show_every_learned_turn(tmp_path: Path) -> None:
+    turns = (("user", "q"), ("assistant", "a b"), ("user", "r"), ("assistant", "c"))
+    path = write(tmp_path / "p.jsonl", [{"messages": said(*turns)}])
+    data = DataConfig.model_validate({"demonstrations": {"path": path, "held_out": 0}})
+    tokenizer = byte_tokenizer(chat_template=TEMPLATE)
+    for all_responses, expected in (
+        (False, [("context", "<s>[user]q</s>[assistant]a b</s>[user]r</s>[assistant]"), ("learned", "c</s>")]),
+        (
+            True,
+            [
+                ("context", "<s>[user]q</s>[assistant]"), ("learned", "a b</s>"),
+                ("context", "[user]r</s>[assistant]"), ("learned", "c</s>"),
+            ],
+        ),
+    ):  # fmt: skip
+        found = check_data(
+            data, name="x", config_dir=None, tokenizer=tokenizer, all_responses=all_responses, progress=lambda *_: None
+        )
+        sample = next(each for each in found.samples if each.kind == "demonstrations")
+        assert list(sample.parts) == expected and len(sample.tokens) == len(expected)
 
 
 def test_a_file_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
