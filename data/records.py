@@ -1,5 +1,7 @@
 """Drafts to records: what has to be true of the text and the turns, and how several responses make pairs."""
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
@@ -92,9 +94,19 @@ def ranked_pairs(prompt: Prompt, responses: Sequence[str], values: Sequence[floa
     if not pairs:
         raise SkippedRow("all_tied")
     weight = None if len(pairs) == 1 else 1.0 / len(pairs)
+    ranking = None if len(pairs) == 1 else ranking_id(checked, responses, values)
     return tuple(
-        PreferencePair(prompt=checked, chosen=chosen, rejected=rejected, weight=weight) for chosen, rejected in pairs
+        PreferencePair(prompt=checked, chosen=chosen, rejected=rejected, weight=weight, ranking=ranking)
+        for chosen, rejected in pairs
     )
+
+
+def ranking_id(prompt: Prompt, responses: Sequence[str], values: Sequence[float]) -> str:
+    """A name for a ranking: the same for the same order of the same responses, whatever the units of the values."""
+    order = sorted(set(values))
+    said = sorted((order.index(value), response) for response, value in zip(responses, values, strict=True))
+    text = json.dumps([prompt_key(prompt), said], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def pair_labeled(rows: Sequence[tuple[Row, Draft] | Skipped]) -> list[Read[PreferencePair] | Skipped]:

@@ -76,6 +76,9 @@ class PreferencePair(_Record):
     """How much the pair counts in the loss; None is 1. The pairs of one ranking of K responses share a weight, so that
     a prompt counts once however many pairs its ranking makes."""
 
+    ranking: str | None = None
+    """Which ranking of several responses the pair comes from; None where it is a comparison of its own."""
+
 
 class PromptRecord(_Record):
     """A prompt alone, or with the answer that a response to it is compared with."""

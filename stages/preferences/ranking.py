@@ -42,10 +42,13 @@ def rank_pairs(
         ),
         key=lambda pair: (-disputed.get((min(pair), max(pair)), 0.0), judged[pair[1]] - judged[pair[0]], pair),
     )
+    kept = ranked[:pairs_per_prompt]
+    ranking = candidates.identity if len(kept) > 1 else None
     pairs = []
-    for better, worse in ranked[:pairs_per_prompt]:
+    for better, worse in kept:
         if rng.random() < label_noise:
             better, worse = worse, better
         if texts[better].strip() and texts[worse].strip():
-            pairs.append(PreferencePair(prompt=candidates.prompt, chosen=texts[better], rejected=texts[worse]))
+            texts_of = {"chosen": texts[better], "rejected": texts[worse]}
+            pairs.append(PreferencePair(prompt=candidates.prompt, ranking=ranking, **texts_of))
     return pairs

@@ -1,8 +1,11 @@
 """Settings of reward-model training. Imports pydantic only."""
 
+from collections.abc import Iterator
+from typing import Literal
+
 from pydantic import Field
 
-from data.strict import Flag, StrictModel
+from data.strict import Contradiction, Flag, Section, StrictModel
 from stages.learning import LearningConfig
 from stages.models.config import ModelConfig
 from stages.rollouts.config import SamplingConfig
@@ -26,8 +29,8 @@ class NormalizationConfig(StrictModel):
     """Also divide by the standard deviation on those responses, so that `kl_coef` means the same across tasks."""
 
 
-class RewardModelConfig(LearningConfig):
-    """Bradley-Terry training on the preference pairs."""
+class RewardModelConfig(LearningConfig, Section):
+    """Training on the preference pairs, or on the rankings that they come from."""
 
     model: ModelConfig | None = None
     """Another base for the reward model, with its own tuning. Default: the shared `model` section, on which it starts
@@ -42,4 +45,17 @@ class RewardModelConfig(LearningConfig):
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Assumed share of turned pairs."""
 
+    loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
+    """`bradley_terry` on pairs: those of one ranking share the weight of one. `plackett_luce` on whole rankings, whose
+    pairs pass together: `batch_size` and `microbatch_size` count rankings, and stated margins are not used."""
+
     normalization: NormalizationConfig = NormalizationConfig()
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """A setting of the other loss."""
+        if self.loss == "plackett_luce" and self.label_smoothing > 0:
+            yield Contradiction(
+                ("label_smoothing", "loss"),
+                f"label_smoothing={self.label_smoothing:g} is the share of turned pairs, and loss=plackett_luce is "
+                f"learned from whole rankings; use label_smoothing=0, or loss=bradley_terry",
+            )

@@ -15,3 +15,4 @@ class TokenizedPair:
     margin: float | None
     weight: float | None = None
     source: str | None = None
+    ranking: str | None = None

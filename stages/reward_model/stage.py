@@ -1,4 +1,4 @@
-"""The reward model: Bradley-Terry on preference pairs, from the SFT adapter, scores normalised.
+"""The reward model: learned from preference pairs or rankings, from the SFT adapter, scores normalised.
 
 A `SEQ_CLS` adapter, so that PEFT saves the score head with it. After training the saved artifact is loaded as
 the later stages load it, on the shared base; held-out accuracy and the normalisation are measured on that.
@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from trl import RewardConfig as TrlRewardConfig
 
 from data.batch_encoding import encode_episodes, retokenize_episodes
 from data.chat import drop_long, encode_prompt
 from data.errors import DataError
 from data.schema import PreferencePair, Prompt, read_split
-from data.token_table import ids_table
 from rewards.contract import RewardFunction
 from stages.accelerator import (
     MetricsCallback,
@@ -45,7 +43,9 @@ from stages.positions import check_examples, known_positions
 from stages.reward_model.config import NormalizationConfig, RewardModelConfig
 from stages.reward_model.evaluation import evaluate_pairs
 from stages.reward_model.evaluation_pairs import TokenizedPair
-from stages.reward_model.trainer import BradleyTerryTrainer, WeightedPairCollator
+from stages.reward_model.examples import pair_dataset, ranking_dataset
+from stages.reward_model.rankings import rankings_of
+from stages.reward_model.trainer import BradleyTerryTrainer, PlackettLuceTrainer, RankingCollator, WeightedPairCollator
 from stages.rollouts.contract import RolloutEngine
 from stages.rollouts.episodes import make_episode
 from stages.rollouts.hf_engine import HFEngine
@@ -98,28 +98,7 @@ def run(
         for response in (pair.chosen_ids, pair.rejected_ids)
     )
     check_examples("reward_model", longest, known_positions(peft_model.config))
-    lengths = [
-        (len(pair.prompt_ids) + len(pair.chosen_ids), len(pair.prompt_ids) + len(pair.rejected_ids)) for pair in train
-    ]
-    trainer = BradleyTerryTrainer(
-        lengths=lengths,
-        batch_size=config.batch_size,
-        label_smoothing=config.label_smoothing,
-        center_coefficient=config.center_coefficient,
-        model=peft_model,
-        args=TrlRewardConfig(
-            **shared_training_arguments(config, trained, context, num_examples=len(train)),
-            eval_strategy="epoch" if held_out else "no",
-            save_strategy="no",
-            max_length=None,
-            disable_dropout=False,  # dropout 0 is already set unless `tuning.dropout` asks for it
-        ),
-        data_collator=WeightedPairCollator(pad_token_id=tokenizer.pad_token_id),
-        train_dataset=_pair_dataset(train),
-        eval_dataset=_pair_dataset(held_out) if held_out else None,
-        processing_class=tokenizer,
-        callbacks=[MetricsCallback(context)],
-    )
+    trainer = _make_trainer(config, trained, context, peft_model, tokenizer, train, held_out)
     train_in_float32(trainer.model)
     run_trainer(trainer, "reward_model", config, trained, context)
     if not is_main_process():
@@ -135,12 +114,62 @@ def run(
         "data/held_out": float(len(held_out)),
         "data/dropped": float(dropped),
     } | padding_metrics(
-        lengths, batch_size=config.batch_size, microbatch_size=config.microbatch_size, seed=context.seed
+        _lengths(config, train), batch_size=config.batch_size, microbatch_size=config.microbatch_size, seed=context.seed
     )
+    if config.loss == "plackett_luce":
+        metrics["data/rankings"] = float(len(rankings_of(train)))
     sections = config.model_dump(mode="json"), model.model_dump(mode="json")
     with memory_errors_told("reward_model", "normalization", *sections):
         shared_base = SharedBase(load_causal_lm(policy_base, model, context.device), model)
         return _finish(config, model, inputs, context, shared_base, held_out, metrics, notes)
+
+
+def _make_trainer(
+    config: RewardModelConfig,
+    trained: ModelConfig,
+    context: StageContext,
+    peft_model: Any,
+    tokenizer: Any,
+    train: Sequence[TokenizedPair],
+    held_out: Sequence[TokenizedPair],
+) -> BradleyTerryTrainer:
+    """The trainer of the configured loss with its examples."""
+    on_rankings = config.loss == "plackett_luce"
+    if on_rankings and any(pair.margin is not None for pair in train):
+        logger.warning("reward_model: margins are stated, and loss=plackett_luce does not use them")
+
+    def dataset(pairs: Sequence[TokenizedPair]) -> Any:
+        return ranking_dataset(rankings_of(pairs)) if on_rankings else pair_dataset(pairs)
+
+    collator = RankingCollator if on_rankings else WeightedPairCollator
+    return (PlackettLuceTrainer if on_rankings else BradleyTerryTrainer)(
+        lengths=_lengths(config, train),
+        batch_size=config.batch_size,
+        label_smoothing=config.label_smoothing,
+        center_coefficient=config.center_coefficient,
+        model=peft_model,
+        args=TrlRewardConfig(
+            **shared_training_arguments(config, trained, context, num_examples=len(_lengths(config, train))),
+            eval_strategy="epoch" if held_out else "no",
+            save_strategy="no",
+            max_length=None,
+            disable_dropout=False,  # dropout 0 is already set unless `tuning.dropout` asks for it
+        ),
+        data_collator=collator(pad_token_id=tokenizer.pad_token_id),
+        train_dataset=dataset(train),
+        eval_dataset=dataset(held_out) if held_out else None,
+        processing_class=tokenizer,
+        callbacks=[MetricsCallback(context)],
+    )
+
+
+def _lengths(config: RewardModelConfig, pairs: Sequence[TokenizedPair]) -> list[tuple[int, ...]]:
+    """Lengths of the sequences of each example: a pair, or a ranking."""
+    if config.loss == "plackett_luce":
+        return [tuple(map(len, ranking.sequences)) for ranking in rankings_of(pairs)]
+    return [
+        (len(pair.prompt_ids) + len(pair.chosen_ids), len(pair.prompt_ids) + len(pair.rejected_ids)) for pair in pairs
+    ]
 
 
 def _load_tokenizer(config: RewardModelConfig, model: ModelConfig, sft_folder: Path, context: StageContext) -> Any:
@@ -277,7 +306,7 @@ def _tokenize(
     encode = encode_episodes if config.model is None else retokenize_episodes
     encoded = encode(tokenizer, [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs])
     tokenized = [
-        TokenizedPair(prompt, chosen, rejected, pair.margin, pair.weight, pair.source)
+        TokenizedPair(prompt, chosen, rejected, pair.margin, pair.weight, pair.source, pair.ranking)
         for (prompt, (chosen, rejected)), pair in zip(encoded, pairs, strict=True)
     ]
     kept = [
@@ -286,21 +315,3 @@ def _tokenize(
         if len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= config.max_length
     ]
     return kept, len(tokenized) - len(kept)
-
-
-def _pair_dataset(pairs: list[TokenizedPair]) -> Dataset:
-    """Pairs as TRL's trainer takes them when they are already tokenised."""
-    table = ids_table(
-        {
-            "chosen_ids": [[*pair.prompt_ids, *pair.chosen_ids] for pair in pairs],
-            "rejected_ids": [[*pair.prompt_ids, *pair.rejected_ids] for pair in pairs],
-        }
-    )
-    dataset = Dataset(table)
-    if any(pair.margin is not None for pair in pairs):
-        dataset = dataset.add_column("margin", [pair.margin or 0.0 for pair in pairs])
-    if any(pair.weight is not None for pair in pairs):
-        weights = [1.0 if pair.weight is None else pair.weight for pair in pairs]
-        mean = sum(weights) / len(weights)  # scaled to a mean of 1: the learning rate keeps its meaning
-        dataset = dataset.add_column("weight", [weight / mean for weight in weights])
-    return dataset

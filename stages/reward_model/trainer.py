@@ -1,4 +1,4 @@
-"""TRL's `RewardTrainer` with the loss of `rewards.bradley_terry`."""
+"""TRL's `RewardTrainer` with the losses of `rewards.bradley_terry` and `rewards.plackett_luce`."""
 
 from typing import Any
 
@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
+from trl.trainer.utils import pad
 
 from rewards.bradley_terry import bradley_terry_accuracy, bradley_terry_loss
+from rewards.plackett_luce import plackett_luce_loss
 from stages.length_order import SortsByLength
 
 
@@ -20,6 +22,35 @@ class WeightedPairCollator(DataCollatorForPreference):  # type: ignore[misc]
         if "weight" in examples[0]:
             batch["weight"] = torch.tensor([example["weight"] for example in examples], dtype=torch.float)
         return batch
+
+
+class RankingCollator(DataCollatorForPreference):  # type: ignore[misc]
+    """Pads all sequences of all rankings together."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad and stack, for N sequences of B rankings with K at most.
+
+        Returns:
+            `input_ids` and `attention_mask` [N, S]; `places` [B, K], where each response's sequence stands, with 0 for
+            what fills; `worse` [B, K, K].
+        """
+        sequences = [torch.tensor(ids) for example in examples for ids in example["chosen_ids"]]
+        widest = max(len(example["chosen_ids"]) for example in examples)
+        places = torch.zeros(len(examples), widest, dtype=torch.long)
+        worse = torch.zeros(len(examples), widest, widest, dtype=torch.bool)
+        first = 0
+        for row, example in enumerate(examples):
+            count = len(example["chosen_ids"])
+            places[row, :count] = torch.arange(first, first + count)
+            for better, others in enumerate(example["rejected_ids"]):
+                worse[row, better, others] = True
+            first += count
+        return {
+            "input_ids": pad(sequences, padding_value=self.pad_token_id, padding_side="right"),
+            "attention_mask": pad([torch.ones_like(ids) for ids in sequences], padding_value=0, padding_side="right"),
+            "places": places,
+            "worse": worse,
+        }
 
 
 class BradleyTerryTrainer(SortsByLength, RewardTrainer):  # type: ignore[misc]
@@ -71,3 +102,28 @@ class BradleyTerryTrainer(SortsByLength, RewardTrainer):  # type: ignore[misc]
         for name, value in figures.items():
             gathered = self.accelerator.gather_for_metrics(torch.as_tensor(value, device=chosen.device))
             metrics[name].append(gathered.float().mean().item())
+
+
+class PlackettLuceTrainer(BradleyTerryTrainer):
+    """Trains a sequence classifier with one label on rankings."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """Mean loss of the rankings of one microbatch, whose sequences pass together.
+
+        Centering is that of pairs for two responses: the square of twice the mean score.
+        """
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        scores, worse = outputs.logits.float().squeeze(-1)[inputs["places"]], inputs["worse"]
+        loss = plackett_luce_loss(scores, worse)
+        known = worse.any(dim=-1) | worse.any(dim=-2)
+        means = (scores * known).sum(dim=-1) / known.sum(dim=-1)
+        loss = loss + self._center_coefficient * (2 * means).square().mean()
+        ranking, better, other = worse.nonzero(as_tuple=True)
+        self._remember(scores[ranking, better].detach(), scores[ranking, other].detach())
+        return (loss, outputs) if return_outputs else loss

@@ -178,4 +178,11 @@ CASES = [
         "data.augmentation.0.endpoint.token_env=NO_SUCH_TOKEN: this environment variable is not set; put the "
         "chat endpoint's token there, or remove the setting",
     ),
+    Case(
+        "label smoothing of rankings",
+        ("reward_model.loss=plackett_luce", "reward_model.label_smoothing=0.1"),
+        "--set reward_model.loss=plackett_luce --set reward_model.label_smoothing=0.1: reward_model: "
+        "label_smoothing=0.1 is the share of turned pairs, and loss=plackett_luce is learned from whole "
+        "rankings; use label_smoothing=0, or loss=bradley_terry",
+    ),
 ]

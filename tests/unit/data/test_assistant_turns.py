@@ -88,7 +88,9 @@ def learned(tokenizer: Any, demonstration: Demonstration = DEMONSTRATION) -> tup
     ],
     ids=["plain_markers", "headers", "spaces", "another_end"],
 )
-def test_checklist_02_turns_are_learned_with_their_end_and_nothing_else_is(template: str, text: str, counts: Any) -> None:
+def test_checklist_02_turns_are_learned_with_their_end_and_nothing_else_is(
+    template: str, text: str, counts: Any
+) -> None:
     assert learned(byte_tokenizer("<s> $A", chat_template=template)) == (text, counts)
 
 

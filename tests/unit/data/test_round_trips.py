@@ -17,6 +17,7 @@ import pytest
 
 from data.config import SourceConfig
 from data.formats import parse_sources
+from data.records import ranking_id
 from data.schema import Demonstration, Kind, Message, PreferencePair, PromptRecord, Record, read_records, write_records
 from data.sources import read_rows
 
@@ -96,7 +97,16 @@ FORMATS: dict[str, tuple[Kind, list[dict[str, Any]], list[Record]]] = {
     "ranking_by_scores": (
         "preferences",
         [{"prompt": ASK, "responses": [BAD, GOOD, REPLY], "scores": [1.0, 4.5, 1.0]}],
-        [PreferencePair(prompt=ASK, chosen=GOOD, rejected=text, weight=0.5) for text in (BAD, REPLY)],
+        [
+            PreferencePair(
+                prompt=ASK,
+                chosen=GOOD,
+                rejected=text,
+                weight=0.5,
+                ranking=ranking_id(ASK, [GOOD, REPLY, BAD], [9.0, -1.0, -1.0]),
+            )
+            for text in (BAD, REPLY)
+        ],
     ),
     "ranking_by_ranks": (
         "preferences",

@@ -22,6 +22,7 @@ from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import adapter_state, score_weight
 from stages.reward_model import stage as rm_stage
 from stages.reward_model.config import RewardModelConfig
+from stages.reward_model.examples import pair_dataset
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.hf_engine import HFEngine
 from stages.seeds import row_seeds
@@ -133,9 +134,9 @@ def test_weights_reach_the_loss_with_a_mean_of_one(rm_run: Executed) -> None:
     tokenizer = load_tokenizer(rm_run.artifact.path, ModelConfig.model_validate(rm_run.spec.model))
     pairs = [PreferencePair(prompt="Anna:", chosen=" a", rejected=" b", weight=weight) for weight in (None, 0.25, 0.25)]
     tokenized, _ = rm_stage._tokenize(pairs, tokenizer, RewardModelConfig())
-    rows = rm_stage._pair_dataset(tokenized)
+    rows = pair_dataset(tokenized)
     assert list(rows["weight"]) == [2.0, 0.5, 0.5]
-    assert "weight" not in rm_stage._pair_dataset(tokenized[:1]).column_names
+    assert "weight" not in pair_dataset(tokenized[:1]).column_names
     collator = rm_stage.WeightedPairCollator(pad_token_id=0)
     assert collator([rows[0], rows[1]])["weight"].tolist() == [2.0, 0.5]
     assert "weight" not in collator([{"chosen_ids": [1], "rejected_ids": [2]}])
@@ -145,8 +146,8 @@ def test_margins_reach_the_trainer_only_where_there_are_any(rm_run: Executed) ->
     tokenizer = load_tokenizer(rm_run.artifact.path, ModelConfig.model_validate(rm_run.spec.model))
     pairs = [PreferencePair(prompt="Anna:", chosen=" a", rejected=" b", margin=margin) for margin in (None, 0.5, None)]
     tokenized, dropped = rm_stage._tokenize(pairs, tokenizer, RewardModelConfig())
-    rows = rm_stage._pair_dataset(tokenized)
+    rows = pair_dataset(tokenized)
     assert dropped == 0 and list(rows["margin"]) == [0.0, 0.5, 0.0]
-    assert "margin" not in rm_stage._pair_dataset(tokenized[:1]).column_names
+    assert "margin" not in pair_dataset(tokenized[:1]).column_names
     prompt, chosen = encode_episode(tokenizer, "Anna:", " a")
     assert rows[0]["chosen_ids"] == prompt + chosen and chosen[-1] == tokenizer.eos_token_id
