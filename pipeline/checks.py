@@ -53,7 +53,7 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
         problems.append(str(error))
     if config.own_reward_base is not None:
         try:
-            with names_own_base():
+            with names_own_base(config.own_reward_key.removeprefix("reward_model.")):
                 check_base(config.own_reward_base, config_dir)
         except UserError as error:
             problems.append(str(error))
