@@ -19,6 +19,7 @@ from data.schema import Message, Prompt
 from stages.models.classifier import ClassifierScoreModel
 from stages.models.classifier_config import ClassifierConfig
 from stages.models.scalar_head import ScoreNormalization
+from stages.models.sources import check_classifier
 from tests.tiny import tiny_model_dir
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -150,6 +151,9 @@ def test_what_cannot_be_a_judge(tmp_path: Path) -> None:
     causal = tiny_model_dir("llama", tmp_path / "causal")
     with pytest.raises(ModelError, match=r"score\.weight"):
         loaded(causal)
+    check_classifier(ClassifierConfig(base=str(two)).as_model())
+    with pytest.raises(ModelError, match=r"names the architecture LlamaForCausalLM, whose head gives no score"):
+        check_classifier(ClassifierConfig(base=str(causal)).as_model())
     with pytest.raises(ModelError, match=r"reward_model\.pretrained\.base='./nowhere': no folder at"):
         loaded("./nowhere")
 
