@@ -25,7 +25,7 @@ from pipeline.tasks import missing_in_store
 from stages.contract import Artifact, StageName
 from stages.models.adapters import check_adapter, check_reward_model
 from stages.models.own_base import names_own_base
-from stages.models.sources import check_base
+from stages.models.sources import check_base, check_classifier
 from stages.storage import check_room
 
 LEAST_ROOM_BYTES = 64 << 20
@@ -53,8 +53,8 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
         problems.append(str(error))
     if config.own_reward_base is not None:
         try:
-            with names_own_base():
-                check_base(config.own_reward_base, config_dir)
+            with names_own_base(config.own_reward_key.removeprefix("reward_model.")):
+                (check_classifier if _brings_one(config) else check_base)(config.own_reward_base, config_dir)
         except UserError as error:
             problems.append(str(error))
     problems += reward_problems(config, config_dir)
@@ -72,6 +72,11 @@ def check_inputs(config: PipelineConfig, config_dir: Path | None) -> None:
         )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _brings_one(config: PipelineConfig) -> bool:
+    """Whether the reward model is a ready one."""
+    return config.reward_model is not None and config.reward_model.pretrained is not None
 
 
 def _source_problems(config: PipelineConfig, config_dir: Path | None) -> list[str]:

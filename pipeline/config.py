@@ -134,7 +134,8 @@ class PipelineConfig(Section):
                 "data: neither `demonstrations` nor `preferences` is given; SFT needs one of the two",
             )
         feeders = ("data.preferences", "preferences")
-        if self.reward_model is not None and data.preferences is None and self.preferences is None:
+        trains_one = self.reward_model is not None and self.reward_model.pretrained is None
+        if trains_one and data.preferences is None and self.preferences is None:
             yield Contradiction(
                 ("reward_model", *feeders),
                 "reward_model: there are no preferences to train on; give `data.preferences`, switch on the "
@@ -213,9 +214,9 @@ class PipelineConfig(Section):
             )
         if own is not None and self.ppo is not None and self.ppo.critic_init == "reward_model":
             yield Contradiction(
-                ("ppo.critic_init", "reward_model.model"),
-                "ppo.critic_init=reward_model, but `reward_model.model` gives the reward model another base, whose "
-                "adapter and head fit no critic here; use `ppo.critic_init: zero` or `auto`",
+                ("ppo.critic_init", self.own_reward_key),
+                f"ppo.critic_init=reward_model, but `{self.own_reward_key}` gives the reward model another base, whose "
+                f"adapter and head fit no critic here; use `ppo.critic_init: zero` or `auto`",
             )
 
     def _models(self) -> Iterator[Contradiction]:
@@ -225,7 +226,7 @@ class PipelineConfig(Section):
                 "ppo.cache_trunk=true, but `model.tuning.layers` is not set: adapters on all blocks leave no trunk to "
                 "cache; set `model.tuning.layers: {last: N}`, or `ppo.cache_trunk: auto`",
             )
-        for name, model in (("model", self.model), ("reward_model.model", self.own_reward_base)):
+        for name, model in (("model", self.model), (self.own_reward_key, self.own_reward_base)):
             if model is not None and model.attention == "flash_attention_2" and self.launch.device == "cpu":
                 yield Contradiction(
                     (f"{name}.attention", "launch.device"),
@@ -242,9 +243,15 @@ class PipelineConfig(Section):
                 )
 
     @property
+    def own_reward_key(self) -> str:
+        """The section that names that base, for messages."""
+        is_ready = self.reward_model is not None and self.reward_model.pretrained is not None
+        return "reward_model.pretrained" if is_ready else "reward_model.model"
+
+    @property
     def own_reward_base(self) -> ModelConfig | None:
         """The reward model's base where it does not share the policy's."""
-        return None if self.reward_model is None else self.reward_model.model
+        return None if self.reward_model is None else self.reward_model.own_base
 
     def enabled_stages(self) -> tuple[StageName, ...]:
         """The stages of this run, in their order."""

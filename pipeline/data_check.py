@@ -176,7 +176,8 @@ def check_data(
 def limits_of(config: PipelineConfig) -> list[Limit]:
     """The limits on the length of rows that a configuration's stages have."""
     limits = [Limit("sft", "sft.max_length", config.sft.max_length, "demonstrations", prompt_alone=False)]
-    if config.reward_model is not None and config.preferences is None:
+    trains_one = config.reward_model is not None and config.reward_model.pretrained is None
+    if config.reward_model is not None and trains_one and config.preferences is None:
         length = config.reward_model.max_length
         limits.append(Limit("reward_model", "reward_model.max_length", length, "preferences", prompt_alone=False))
     for stage, section in (("preferences", config.preferences), ("ppo", config.ppo), ("evaluation", config.evaluation)):

@@ -111,7 +111,7 @@ def _needs(config: PipelineConfig) -> Iterator[_Need]:
         limit = config.preferences.max_prompt_tokens
         yield _Need("preferences", "preferences.max_prompt_tokens", limit, "prompts", "train")
     if config.reward_model is not None:
-        if config.preferences is None:
+        if config.preferences is None and config.reward_model.pretrained is None:
             limit = config.reward_model.max_length
             yield _Need("reward_model", "reward_model.max_length", limit, "preferences", "train")
         limit = config.reward_model.normalization.max_prompt_tokens

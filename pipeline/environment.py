@@ -51,7 +51,7 @@ def _packages(config: PipelineConfig) -> Iterator[str]:
 
 def _extras(config: PipelineConfig) -> Iterator[tuple[str, str, str]]:
     """Setting, extra that it needs, and what to set instead."""
-    models = {"model": config.model, "reward_model.model": config.own_reward_base}
+    models = {"model": config.model, config.own_reward_key: config.own_reward_base}
     for key, model in models.items():
         if model is None:
             continue

@@ -83,7 +83,7 @@ def _finish(console: Console, run: RunFolder, status: RunStatus) -> None:
 
 def _tell_foreign_code(config: PipelineConfig, run: RunFolder) -> None:
     """A run that executes code of a model's repository says so where it is looked at: here, `run.json`, the report."""
-    models = {"model": config.model, "reward_model.model": config.own_reward_base}
+    models = {"model": config.model, config.own_reward_key: config.own_reward_base}
     trusting = {f"{key}.trust_remote_code": model for key, model in models.items() if model and model.trust_remote_code}
     for key, model in trusting.items():
         logger.warning("%s is true: this run executes Python code that comes with %s", key, model.base)

@@ -20,7 +20,7 @@ def size_problems(config: PipelineConfig, config_dir: Path | None) -> Iterator[s
         config: Of the run.
         config_dir: Folder of the configuration file.
     """
-    for key, model in (("model", config.model), ("reward_model.model", config.own_reward_base)):
+    for key, model in (("model", config.model), (config.own_reward_key, config.own_reward_base)):
         blocks = None if model is None else _size(model, config_dir, "num_hidden_layers", "n_layer", "num_layers")
         if model is not None and model.tuning.layers is not None and blocks and model.tuning.layers.last > blocks:
             yield (

@@ -92,7 +92,7 @@ def stage_fingerprint(
         parts["launch"] = _distribution(config, stage)
         own = _own_reward_base(config, stage)
         if own is not None:  # the reward model's artifact holds its name, not its bytes
-            with names_own_base():
+            with names_own_base(config.own_reward_key.removeprefix("reward_model.")):
                 parts["reward_base"] = _base_digest(own.model_dump_json(), config_dir)
         if stage == "preferences" and config.preferences is not None:
             parts["named"] = {

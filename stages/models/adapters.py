@@ -10,9 +10,9 @@ from typing import Any
 
 from data.errors import ModelError
 from stages.models.config import ModelConfig
-from stages.models.own_base import names_own_base, read_own_base
+from stages.models.own_base import names_own_base, read_classifier, read_own_base
 from stages.models.safetensors_files import Tensor, check_safetensors, first_not_finite
-from stages.models.sources import base_kind, base_tensors
+from stages.models.sources import base_kind, base_tensors, check_classifier
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -122,6 +122,11 @@ def check_reward_model(folder: Path, model: ModelConfig, *, config_dir: Path | N
     Raises:
         ModelError: Naming the first difference.
     """
+    ready = read_classifier(folder)
+    if ready is not None:
+        with names_own_base("pretrained"):
+            check_classifier(ready.as_model(), config_dir)
+        return
     own = read_own_base(folder)
     if own is None:
         tensors = check_adapter(folder, model, config_dir=config_dir)

@@ -90,7 +90,15 @@ def load_sequence_classifier(
     Raises:
         ModelError: The architecture has no classifier with a head named `score`, or see `load_causal_lm`.
     """
-    loaded = _load(AutoModelForSequenceClassification, base, model, device, skip_modules=[SCORE_HEAD], num_labels=1)
+    loaded = _load(
+        AutoModelForSequenceClassification,
+        base,
+        model,
+        device,
+        skip_modules=[SCORE_HEAD],
+        new_head=True,
+        num_labels=1,
+    )
     old = getattr(loaded, SCORE_HEAD, None)
     if not isinstance(old, nn.Linear):
         raise ModelError(
@@ -111,6 +119,20 @@ def make_score_head(width: int, *, seed: int) -> Float32Linear:
     with torch.no_grad():
         head.weight.normal_(0.0, 1.0 / math.sqrt(width + 1), generator=generator)
     return head
+
+
+def load_classifier(base: Path | str, model: ModelConfig, device: str) -> PreTrainedModel:
+    """Load a trained sequence classifier with its own head, frozen.
+
+    Args:
+        base: What `resolve_base` returned.
+        model: Type, attention, revision.
+        device: Where to load it.
+
+    Raises:
+        ModelError: It cannot be loaded, or its files lack a weight, say that of the head.
+    """
+    return _load(AutoModelForSequenceClassification, base, model, device, skip_modules=None)
 
 
 def load_base_config(base: Path | str, model: ModelConfig) -> PretrainedConfig:
@@ -203,6 +225,7 @@ def _load(
     device: str,
     *,
     skip_modules: list[str] | None,
+    new_head: bool = False,
     **extra: Any,
 ) -> PreTrainedModel:
     dtype: torch.dtype = getattr(torch, model.dtype)
@@ -236,7 +259,7 @@ def _load(
         raise _unloadable(base, error) from error
     _refuse_other_shapes(report["mismatched_keys"], base)
     _refuse_more_blocks(report["unexpected_keys"], loaded, base)
-    _refuse_missing_weights(report["missing_keys"], base)
+    _refuse_missing_weights(report["missing_keys"], base, new_head=new_head)
     _refuse_broken_weights(loaded, base)
     if model.quantization == "nf4":
         _keep_nf4_differentiable(loaded)
@@ -314,14 +337,13 @@ def _refuse_more_blocks(unexpected: Collection[str], model: nn.Module, base: Pat
         )
 
 
-def _refuse_missing_weights(missing: Collection[str], base: Path | str) -> None:
-    """Refuse what transformers draws at random with a warning only."""
-    names = sorted(name for name in missing if not name.startswith(f"{SCORE_HEAD}."))
+def _refuse_missing_weights(missing: Collection[str], base: Path | str, *, new_head: bool) -> None:
+    """Refuse what transformers draws at random with a warning only, but for a head that is about to be made anew."""
+    names = sorted(name for name in missing if not (new_head and name.startswith(f"{SCORE_HEAD}.")))
     if names:
         raise ModelError(
             f"model.base={str(base)!r}: {len(names)} weights are missing in the files, {names[0]} first. "
-            "Every weight of the causal language model is needed, or it would be random. Copy or download "
-            "the model again."
+            "Every weight of the model is needed, or it would be random. Copy or download the model again."
         )
 
 

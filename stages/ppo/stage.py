@@ -24,7 +24,7 @@ from stages.memory_errors import is_memory_error, memory_error_text
 from stages.models.adapters import check_adapter, check_reward_model
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
-from stages.models.own_base import read_own_base
+from stages.models.own_base import is_apart
 from stages.models.reward_loading import REWARD_ROLE, as_reward, load_score_model
 from stages.models.scalar_head import ScoreNormalization, ValueHead
 from stages.models.shared_base import SharedBase
@@ -180,7 +180,7 @@ def _start_critic(config: PPOConfig, shared_base: SharedBase, reward_folder: Pat
     """Add the critic's adapter; returns its head, and in words what the two start from."""
     if not config.has_critic:
         return None, f"none: {config.advantage_estimator} has no critic"
-    is_shared = read_own_base(reward_folder) is None
+    is_shared = not is_apart(reward_folder)
     if config.critic_init == "reward_model" and not is_shared:
         raise ConfigError(
             "ppo.critic_init=reward_model, but the reward model has another base, whose adapter and head fit nothing "

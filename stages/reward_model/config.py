@@ -5,8 +5,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from data.strict import Contradiction, Flag, Section, StrictModel
+from data.strict import Contradiction, Flag, Section, StrictModel, differs
 from stages.learning import LearningConfig
+from stages.models.classifier_config import ClassifierConfig
 from stages.models.config import ModelConfig
 from stages.rollouts.config import SamplingConfig
 
@@ -36,6 +37,10 @@ class RewardModelConfig(LearningConfig, Section):
     """Another base for the reward model, with its own tuning. Default: the shared `model` section, on which it starts
     from the SFT adapter."""
 
+    pretrained: ClassifierConfig | None = None
+    """A ready reward model: any sequence classifier of transformers. It is measured on held-out pairs, where there are
+    any, and its scores are normalised; nothing is trained."""
+
     learning_rate: float = Field(default=1.0e-4, gt=0, le=1)
     """Peak learning rate of AdamW. One epoch is the rule: more overfit quickly (Stiennon et al. 2020, section 3.4)."""
 
@@ -52,10 +57,23 @@ class RewardModelConfig(LearningConfig, Section):
     normalization: NormalizationConfig = NormalizationConfig()
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """A setting of the other loss."""
+        """A setting of the other loss, or of training where nothing is trained."""
+        if self.pretrained is not None:
+            for name in type(self).model_fields:
+                if name not in ("pretrained", "normalization") and differs(self, name):
+                    yield Contradiction(
+                        (name, "pretrained"),
+                        f"{name} is set, and `pretrained` names a ready reward model, which is not trained; remove "
+                        f"one of the two",
+                    )
         if self.loss == "plackett_luce" and self.label_smoothing > 0:
             yield Contradiction(
                 ("label_smoothing", "loss"),
                 f"label_smoothing={self.label_smoothing:g} is the share of turned pairs, and loss=plackett_luce is "
                 f"learned from whole rankings; use label_smoothing=0, or loss=bradley_terry",
             )
+
+    @property
+    def own_base(self) -> ModelConfig | None:
+        """The reward model's base where it does not share the policy's."""
+        return self.model if self.pretrained is None else self.pretrained.as_model()

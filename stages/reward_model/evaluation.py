@@ -1,5 +1,6 @@
 """How good the saved reward model is on held-out pairs: accuracy, margin, calibration, bias to length."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,8 +25,24 @@ def evaluate_pairs(score_model: ScoreModel, pairs: list[TokenizedPair]) -> tuple
         calibration, accuracy by groups of pairs.
     """
     prompts = [tuple(pair.prompt_ids) for pair in pairs]
-    chosen = torch.tensor(score_model.score(prompts, [tuple(pair.chosen_ids) for pair in pairs]))
-    rejected = torch.tensor(score_model.score(prompts, [tuple(pair.rejected_ids) for pair in pairs]))
+    return evaluate_scores(
+        score_model.score(prompts, [tuple(pair.chosen_ids) for pair in pairs]),
+        score_model.score(prompts, [tuple(pair.rejected_ids) for pair in pairs]),
+        pairs,
+    )
+
+
+def evaluate_scores(
+    chosen_scores: Sequence[float], rejected_scores: Sequence[float], pairs: Sequence[TokenizedPair]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics and notes of `evaluate_pairs` from scores that are there.
+
+    Args:
+        chosen_scores: Of the preferred response of each pair.
+        rejected_scores: Of the other one.
+        pairs: Held-out pairs, for what their accuracy is broken down by.
+    """
+    chosen, rejected = torch.tensor(chosen_scores), torch.tensor(rejected_scores)
     lengths = torch.tensor([len(pair.chosen_ids) - len(pair.rejected_ids) for pair in pairs])
     calibration = calibrate(chosen - rejected)
     metrics = {

@@ -12,14 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from trl import RewardConfig as TrlRewardConfig
 
 from data.batch_encoding import encode_episodes, retokenize_episodes
-from data.chat import drop_long, encode_prompt
 from data.errors import DataError
-from data.schema import PreferencePair, Prompt, read_split
-from rewards.contract import RewardFunction
+from data.schema import PreferencePair, read_split
 from stages.accelerator import (
     MetricsCallback,
     is_main_process,
@@ -33,23 +30,20 @@ from stages.models.adapters import check_adapter
 from stages.models.config import ModelConfig
 from stages.models.loading import load_base_config, load_causal_lm, load_sequence_classifier
 from stages.models.own_base import names_own_base, save_own_base
-from stages.models.reward_loading import as_reward, load_score_model
-from stages.models.scalar_head import ScoreNormalization
+from stages.models.reward_loading import as_reward, load_trained_model
 from stages.models.shared_base import SharedBase
 from stages.models.sources import resolve_base
 from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_tokenizer
 from stages.models.tuning import attach_adapter, load_adapter_weights, lora_config, save_adapter
 from stages.positions import check_examples, known_positions
-from stages.reward_model.config import NormalizationConfig, RewardModelConfig
+from stages.reward_model.config import RewardModelConfig
 from stages.reward_model.evaluation import evaluate_pairs
 from stages.reward_model.evaluation_pairs import TokenizedPair
 from stages.reward_model.examples import pair_dataset, ranking_dataset
+from stages.reward_model.normalization import normalize
+from stages.reward_model.pretrained import use_pretrained
 from stages.reward_model.rankings import rankings_of
 from stages.reward_model.trainer import BradleyTerryTrainer, PlackettLuceTrainer, RankingCollator, WeightedPairCollator
-from stages.rollouts.contract import RolloutEngine
-from stages.rollouts.episodes import make_episode
-from stages.rollouts.hf_engine import HFEngine
-from stages.seeds import row_seeds
 from stages.trainer_faults import run_trainer
 
 logger = logging.getLogger(__name__)
@@ -73,6 +67,8 @@ def run(
     Raises:
         DataError: No pair is left after dropping those over `max_length`, or no prompt to normalise on.
     """
+    if config.pretrained is not None:
+        return use_pretrained(config, model, inputs, context)
     policy_base = resolve_base(model, context.config_dir)
     sft_folder = inputs["policy"].path
     check_adapter(sft_folder, model, config_dir=context.config_dir)
@@ -225,7 +221,7 @@ def _finish(
     batch_size = config.normalization.batch_size
     shared_base.add_adapter("policy", inputs["policy"].path, trainable=False)
     # Its scores are raw: the artifact has no normalisation yet.
-    raw = load_score_model(
+    raw = load_trained_model(
         context.payload_dir,
         model,
         shared_base,
@@ -242,60 +238,10 @@ def _finish(
             "held-out accuracy %.3f on %d pairs (longer response: %.3f)",
             found["eval/accuracy"], len(held_out), found["eval/length_baseline_accuracy"],
         )  # fmt: skip
-    engine = HFEngine(
-        shared_base,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        batch_size=batch_size,
-    )
-    engine.load_policy("policy")
-    normalization = _normalization(
-        config.normalization,
-        as_reward(raw),
-        engine,
-        tokenizer,
-        [record.prompt for record in read_split(inputs["dataset"].path, "prompts", "train")],
-        seed=context.seed,
-        positions=shared_base.max_positions,
-    )
+    normalization = normalize(config.normalization, as_reward(raw), shared_base, inputs, model, context)
     normalization.save(context.payload_dir)
     metrics |= {"normalization/shift": normalization.shift, "normalization/scale": normalization.scale}
     return StageOutput(metrics, notes=notes)
-
-
-def _normalization(
-    config: NormalizationConfig,
-    raw: RewardFunction,
-    engine: RolloutEngine,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    seed: int,
-    positions: int | None = None,
-) -> ScoreNormalization:
-    """Mean (and deviation) of the raw scores on responses of the SFT policy, whose tokenizer this is."""
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    longest, limit = (
-        config.max_prompt_tokens,
-        f"reward_model.normalization.max_prompt_tokens={config.max_prompt_tokens}",
-    )
-    if positions is not None and positions - config.sampling.max_new_tokens < longest:
-        longest = positions - config.sampling.max_new_tokens
-        limit = f"{longest} tokens, which the base's {positions} positions leave beside a response"
-    kept, dropped = drop_long(encoded, longest)
-    if not kept:
-        raise DataError(
-            f"reward_model: all {dropped} prompts are longer than {limit}; the scores are normalised on responses to "
-            f"them: raise that limit"
-        )
-    chosen = kept[: config.num_prompts]
-    seeds = row_seeds(seed, len(chosen))
-    rollouts = engine.generate([encoded[row] for row in chosen], config.sampling, seeds=seeds)
-    scores = torch.tensor(
-        raw([make_episode(tokenizer, prompts[row], rollout) for row, rollout in zip(chosen, rollouts, strict=True)])
-    )
-    scale = float(scores.std(correction=0)) if config.unit_variance else 1.0
-    return ScoreNormalization(float(scores.mean()), max(scale, 1e-6), len(rollouts))
 
 
 def _tokenize(

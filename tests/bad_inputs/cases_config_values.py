@@ -185,4 +185,10 @@ CASES = [
         "label_smoothing=0.1 is the share of turned pairs, and loss=plackett_luce is learned from whole "
         "rankings; use label_smoothing=0, or loss=bradley_terry",
     ),
+    Case(
+        "a ready reward model that is to be trained",
+        ("reward_model.pretrained={base: ./judge}", "reward_model.epochs=2"),
+        "--set reward_model.pretrained={base: ./judge} --set reward_model.epochs=2: reward_model: epochs is "
+        "set, and `pretrained` names a ready reward model, which is not trained; remove one of the two",
+    ),
 ]

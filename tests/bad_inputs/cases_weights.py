@@ -164,7 +164,7 @@ WEIGHTS = [
     ModelCase(
         "a weight that is missing",
         tensors(_WEIGHTS, lambda arrays: arrays.pop(_UP)),
-        _LOADED + f"1 weights are missing in the files, {_UP} first. Every weight of the causal language model is "
+        _LOADED + f"1 weights are missing in the files, {_UP} first. Every weight of the model is "
         "needed, or it would be random. Copy or download the model again.",
         by="sft",
     ),

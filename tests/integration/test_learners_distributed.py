@@ -127,7 +127,8 @@ def test_two_ranks_make_the_steps_of_one_process(single: Found, together: list[F
         row, expected = found[0]["metrics"][step], single["metrics"][step]
         assert row.keys() == expected.keys()
         for name in row:
-            if not name.startswith(("time/", "memory/")) and name != "rollout/tokens_per_second":
+            # Ranks cut their microbatches out of other episodes, and are timed apart.
+            if not name.startswith(("time/", "memory/", "rollout/tokens_per_second", "policy/padding_share")):
                 assert row[name] == pytest.approx(expected[name], rel=1e-3, abs=2e-4), name
     assert single["metrics"][1]["policy/grad_norm"] > 0.05
 

@@ -23,6 +23,7 @@ from stages.models.tuning import adapter_state, score_weight
 from stages.reward_model import stage as rm_stage
 from stages.reward_model.config import RewardModelConfig
 from stages.reward_model.examples import pair_dataset
+from stages.reward_model.normalization import measure_normalization
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.hf_engine import HFEngine
 from stages.seeds import row_seeds
@@ -98,7 +99,7 @@ def test_checklist_12_normalised_scores_have_mean_zero_on_those_responses(
     prompts = [record.prompt for record in records]
     config = RewardModelConfig.model_validate(rm_run.spec.config).normalization
     config = config.model_copy(update={"unit_variance": unit_variance})
-    found = rm_stage._normalization(config, LearnedReward(raw), engine, tokenizer, prompts, seed=rm_run.spec.seed)
+    found = measure_normalization(config, LearnedReward(raw), engine, tokenizer, prompts, seed=rm_run.spec.seed)
     saved = ScoreNormalization.load(rm_run.artifact.path)
     assert found.num_responses == saved.num_responses == 24
     assert found.shift == pytest.approx(saved.shift, abs=1e-5)
@@ -106,7 +107,7 @@ def test_checklist_12_normalised_scores_have_mean_zero_on_those_responses(
     assert saved.scale == rm_run.manifest["metrics"]["normalization/scale"] == 1.0
     reward = LearnedReward(raw)
     with pytest.raises(DataError, match=r"longer than 1 tokens, which the base's 7 positions leave beside a response"):
-        rm_stage._normalization(config, reward, engine, tokenizer, prompts, seed=0, positions=7)
+        measure_normalization(config, reward, engine, tokenizer, prompts, seed=0, positions=7)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts[:24]]
     rollouts = engine.generate(encoded, SamplingConfig(max_new_tokens=6), seeds=row_seeds(rm_run.spec.seed, 24))
     _, normalised, _ = _loaded(rm_run, found)
