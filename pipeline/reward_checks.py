@@ -29,7 +29,8 @@ from rewards.rule_config import (
 )
 from stages.artifacts import combine_digests, file_digest, file_digests
 from stages.models.adapters import check_reward_model
-from stages.models.sources import adapter_folder
+from stages.models.own_base import read_classifier, read_own_base
+from stages.models.sources import adapter_folder, base_spec_digest
 
 _ASKED = ("python", "remote")
 _ASKING = ("timeout_seconds", "max_retries", "token_env", "batch_size", "health")
@@ -86,7 +87,7 @@ def reward_files(config: PipelineConfig, config_dir: Path | None) -> dict[str, A
     for component in _components(config):
         folders = model_folders(component, config_dir)
         if folders:
-            found[component.key] = [combine_digests(file_digests(folder)) for folder in folders]
+            found[component.key] = [reward_model_digest(folder, config_dir) for folder in folders]
         elif isinstance(component, PythonRewardConfig):
             found[component.key] = function_digest(component, config_dir)
         elif isinstance(component, WordListRewardConfig):
@@ -96,6 +97,20 @@ def reward_files(config: PipelineConfig, config_dir: Path | None) -> dict[str, A
         elif isinstance(component, JudgeRewardConfig) and component.template is not None:
             found[component.key] = text_digest(judge_template(component, config_dir))
     return found
+
+
+def reward_model_digest(folder: Path, config_dir: Path | None) -> str:
+    """Digest of a reward model that the configuration names by folder, with that of the base that it brings.
+
+    Raises:
+        ModelError: That base is not there.
+    """
+    ready = read_classifier(folder)
+    own = read_own_base(folder) if ready is None else ready.as_model()
+    digests = file_digests(folder)
+    if own is not None:
+        digests[""] = base_spec_digest(own, config_dir)  # a name that no file has
+    return combine_digests(digests)
 
 
 def without_asking(section: dict[str, Any]) -> dict[str, Any]:

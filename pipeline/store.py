@@ -21,11 +21,16 @@ from pipeline.augmentation_checks import augmentation_digests
 from pipeline.code_digest import stage_code_digest
 from pipeline.config import DISTRIBUTED_STAGES, PipelineConfig
 from pipeline.judge_checks import labeler_question
-from pipeline.reward_checks import needs_packages, reward_files, text_digest, without_asking, without_patience
+from pipeline.reward_checks import (
+    needs_packages,
+    reward_files,
+    reward_model_digest,
+    text_digest,
+    without_asking,
+    without_patience,
+)
 from stages.artifacts import (
     RECORDS,
-    combine_digests,
-    file_digests,
     link_artifact,
     read_record,
     stored_artifact,
@@ -96,7 +101,7 @@ def stage_fingerprint(
                 parts["reward_base"] = _base_digest(own.model_dump_json(), config_dir)
         if stage == "preferences" and config.preferences is not None:
             parts["named"] = {
-                name: combine_digests(file_digests(folder))
+                name: reward_model_digest(folder, config_dir)
                 for name, folder in named_adapters(config.preferences, config_dir)
             }
             if isinstance(labeler := config.preferences.labeler, JudgeLabelerConfig):

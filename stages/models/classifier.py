@@ -59,16 +59,12 @@ class ClassifierScoreModel:
         self._normalization = normalization
         self._label = _label_of(config, self._model.config)
         self._form = _form_of(config, has_template=bool(self._tokenizer.chat_template))
-        limits = (config.max_length, self._model.config.max_position_embeddings, self._tokenizer.model_max_length)
+        positions = getattr(self._model.config, "max_position_embeddings", None)
+        limits = (config.max_length, positions, self._tokenizer.model_max_length)
         self.max_length = min((limit for limit in limits if limit is not None and limit < _NO_LIMIT), default=None)
         # Decoders look for the last token that is no pad, and cannot where none is declared.
         self._batch_size = 1 if self._model.config.pad_token_id is None else batch_size
         self._device = device
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's own."""
-        return self._tokenizer
 
     def score_texts(self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
         """Normalised score of each prompt with its response; whether it ended by itself says nothing here.

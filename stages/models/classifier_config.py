@@ -8,6 +8,9 @@ from pydantic import Field
 from data.strict import Contradiction, Flag, PathText, Section, Text
 from stages.models.config import ModelConfig
 
+CLASSIFIER_FILE = "classifier.json"
+"""In the artifact of a ready reward model, which has no adapter."""
+
 _OF_A_BASE = ("base", "revision", "dtype", "attention", "trust_remote_code", "chat_template")
 
 

@@ -13,11 +13,10 @@ from pydantic import ValidationError
 
 from data.errors import ModelError
 from stages.artifacts import write_json
-from stages.models.classifier_config import ClassifierConfig
+from stages.models.classifier_config import CLASSIFIER_FILE, ClassifierConfig
 from stages.models.config import ModelConfig
 
 BASE_MODEL_FILE = "base_model.json"
-CLASSIFIER_FILE = "classifier.json"
 
 
 def save_own_base(folder: Path, model: ModelConfig) -> None:

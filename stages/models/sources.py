@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from data.errors import ModelError
 from stages.artifacts import file_digest
+from stages.models.classifier_config import CLASSIFIER_FILE
 from stages.models.config import ModelConfig
 from stages.models.folders import check_model_folder, read_json, spec_files, vocabulary_rows
 from stages.models.packaged import PackagedModel, find_packaged_model, packaged_folder, resolve_packaged
@@ -230,7 +231,9 @@ def tokenizer_file(model: ModelConfig, config_dir: Path | None = None) -> Path |
 
 
 def adapter_folder(name: str, config_dir: Path | None, setting: str) -> Path:
-    """Find an adapter that the configuration names: an artifact's folder, or a stage's folder of a run.
+    """Find an adapter that the configuration names, or what stands for a ready reward model in its place.
+
+    That is an artifact's folder, or a stage's folder of a run.
 
     Raises:
         ModelError: No adapter is there.
@@ -238,7 +241,7 @@ def adapter_folder(name: str, config_dir: Path | None, setting: str) -> Path:
     candidates = _local_candidates(name, config_dir)
     for path in candidates:
         for folder in (path, path / "artifact"):
-            if (folder / "adapter_config.json").is_file():
+            if any((folder / name).is_file() for name in ("adapter_config.json", CLASSIFIER_FILE)):
                 return folder.resolve()
     raise ModelError(
         f"{setting}={name!r}: no adapter at {_listed(candidates)}. A folder with adapter_config.json is needed, "

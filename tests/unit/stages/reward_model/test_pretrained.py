@@ -1,6 +1,7 @@
 """A ready reward model through the stages: measured, normalised, and used by PPO, evaluation and benchmarks."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ import pytest
 import torch
 
 from data.schema import PreferencePair, read_split
+from pipeline.reward_checks import reward_model_digest
+from rewards.composite_config import LearnedRewardConfig
 from stages.evaluation.config import EvaluationConfig
 from stages.metrics import read_metrics
+from stages.models.adapters import check_reward_model
 from stages.models.config import ModelConfig
 from stages.models.scalar_head import ScoreNormalization
+from stages.models.sources import adapter_folder
 from stages.ppo.config import PPOConfig
 from stages.reward_model.benchmark import score_benchmark
 from stages.reward_model.config import RewardModelConfig
@@ -85,7 +90,6 @@ def test_ppo_and_evaluation_are_scored_by_it(measured: Executed, judge: Path, tm
             config_dir=judge.parent,
         )
     )
-    assert "value head of zeros" in json.dumps(ppo.manifest["notes"]) or ppo.manifest["metrics"]
     steps = [row for row in read_metrics(ppo.spec.stage_dir / "metrics.jsonl") if "objective/scores" in row]
     assert len(steps) == 2 and all(abs(row["objective/scores"]) < 3 for row in steps)
     compared = {**inputs, "reference": inputs["policy"], "policy": ppo.artifact}
@@ -120,3 +124,34 @@ def test_pairs_that_it_cannot_read_are_dropped(sft_run: Executed, judge: Path, t
 def _length(pair: PreferencePair) -> int:
     """A token a byte, and two special ones."""
     return 2 + max(len(f"{pair.prompt}{text}".encode()) for text in (pair.chosen, pair.rejected))
+
+
+def test_it_can_be_named_by_its_folder(measured: Executed, judge: Path, tmp_path: Path) -> None:
+    """As a component of another run's PPO; the digest in its fingerprint is that of the weights, too."""
+    shutil.copytree(judge, tmp_path / judge.name)
+    named = [reward_model_digest(measured.artifact.path, folder) for folder in (judge.parent, tmp_path)]
+    assert named[0] == named[1], "wherever the model lies"
+    (tmp_path / judge.name / "model.safetensors").write_bytes(
+        save_encoder(tmp_path / "other", labels=3).joinpath("model.safetensors").read_bytes()
+    )
+    assert reward_model_digest(measured.artifact.path, tmp_path) != named[0]
+    config = LearnedRewardConfig(path=str(measured.artifact.path))
+    check_reward_model(
+        adapter_folder(str(config.path), None, "ppo.rewards[learned].path"),
+        ModelConfig.model_validate(measured.spec.model),
+        config_dir=judge.parent,
+    )
+    rollout = {"engine": "hf", "max_new_tokens": 6}
+    sizes = {"steps": 1, "batch_size": 4, "minibatch_size": 4, "microbatch_size": 4}
+    rewards = [{"type": "learned", "path": str(measured.artifact.path)}]
+    ppo = executed(
+        stage_spec(
+            "ppo",
+            PPOConfig.model_validate({**sizes, "rollout": rollout, "rewards": rewards}),
+            ModelConfig.model_validate(measured.spec.model),
+            {**measured.spec.inputs, "reward_model": measured.artifact},
+            tmp_path / "out",
+            config_dir=judge.parent,
+        )
+    )
+    assert -5 < ppo.manifest["metrics"]["objective/scores"] < 5
