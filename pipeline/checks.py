@@ -25,6 +25,7 @@ from pipeline.tasks import missing_in_store
 from stages.contract import Artifact, StageName
 from stages.models.adapters import check_adapter, check_reward_model
 from stages.models.own_base import names_own_base
+from stages.models.reward_members import num_members
 from stages.models.sources import check_base, check_classifier
 from stages.storage import check_room
 
@@ -104,17 +105,25 @@ def _source_problems(config: PipelineConfig, config_dir: Path | None) -> list[st
 
 
 def _preferences_problems(config: PipelineConfig, config_dir: Path | None) -> Iterator[str]:
-    """Adapters that the `preferences` section names: not there, damaged, or of another base."""
+    """Adapters that the `preferences` section names: not there, damaged, of another base, or too few to disagree."""
     if config.preferences is None:
         return
+    counts = []
     try:
         for key, folder in named_adapters(config.preferences, config_dir):
             if key == "policy":
                 check_adapter(folder, config.model, config_dir=config_dir)
             else:
                 check_reward_model(folder, config.model, config_dir=config_dir)
+                counts.append(num_members(folder))
     except UserError as error:
         yield str(error)
+        return
+    if counts == [1]:
+        yield (
+            "preferences.selection.reward_models: names one reward model of one member, which never disagrees with "
+            "itself; name another one, too, or one that was trained with `reward_model.ensemble`"
+        )
 
 
 def stored_stages(config: PipelineConfig, config_dir: Path | None, store_dir: Path) -> dict[StageName, Artifact | None]:

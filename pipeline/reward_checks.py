@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.endpoint_config import PATIENCE, ChatEndpointConfig
-from data.errors import UserError
+from data.errors import ConfigError, UserError
 from data.questions import read_template
 from pipeline.config import PipelineConfig
 from rewards.composite_config import (
@@ -30,6 +30,7 @@ from rewards.rule_config import (
 from stages.artifacts import combine_digests, file_digest, file_digests
 from stages.models.adapters import check_reward_model
 from stages.models.own_base import read_classifier, read_own_base
+from stages.models.reward_members import num_members
 from stages.models.sources import adapter_folder, base_spec_digest
 
 _ASKED = ("python", "remote")
@@ -170,8 +171,11 @@ def _components(config: PipelineConfig) -> list[RewardConfig]:
 def _check(component: RewardConfig, config: PipelineConfig, config_dir: Path | None) -> None:
     match component:
         case LearnedRewardConfig() | EnsembleRewardConfig():
-            for folder in model_folders(component, config_dir):
+            folders = model_folders(component, config_dir)
+            for folder in folders:
                 check_reward_model(folder, config.model, config_dir=config_dir)
+            if isinstance(component, EnsembleRewardConfig):
+                _check_members(component, config, folders)
         case PythonRewardConfig():
             function_file(component, config_dir)
         case RegexRewardConfig():
@@ -190,3 +194,13 @@ def _check(component: RewardConfig, config: PipelineConfig, config_dir: Path | N
             read_words(words_file(component, config_dir), f"{component.setting}.words")
         case _:
             pass
+
+
+def _check_members(component: EnsembleRewardConfig, config: PipelineConfig, folders: list[Path]) -> None:
+    ensemble = None if config.reward_model is None else config.reward_model.ensemble
+    own = 0 if not component.with_own else 1 if ensemble is None else ensemble.members
+    if own + sum(map(num_members, folders)) < 2:
+        raise ConfigError(
+            f"{component.setting}: has one member, which agrees with itself; name another reward model in `members`, "
+            f"train an ensemble (`reward_model.ensemble`), or use `{{type: learned}}`"
+        )

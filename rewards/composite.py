@@ -17,7 +17,7 @@ Pure and in the floats of Python (64 bits), summed from left to right: the same 
 bit, on every rank and whenever they are combined again. Knows no model and no training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import Any, Self
@@ -28,6 +28,24 @@ from rewards.contract import Episode, RewardFunction
 from rewards.ensemble import combine_members
 
 _OWN = "own"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What gives raw scores.
+
+    Attributes:
+        columns: Their names.
+        judge: Gives, for each name, one score an episode.
+    """
+
+    columns: tuple[str, ...]
+    judge: Callable[[Sequence[Episode]], Sequence[Sequence[float]]]
+
+    @classmethod
+    def of(cls, component: ComponentConfig, function: RewardFunction) -> Self:
+        """A component with one score."""
+        return cls((component.key,), lambda episodes: [function(episodes)])
 
 
 @dataclass(frozen=True)
@@ -106,12 +124,49 @@ def initial_state(components: Sequence[ComponentConfig]) -> RewardState:
     )
 
 
-def raw_columns(component: ComponentConfig) -> tuple[str, ...]:
-    """Names of a component's raw scores: its own, or that of each member of an ensemble."""
+def member_columns(component: EnsembleRewardConfig, counts: Sequence[int]) -> list[tuple[str, ...]]:
+    """Names of the raw scores of an ensemble, by the reward models that it is made of.
+
+    Args:
+        component: The ensemble.
+        counts: Members of each of its reward models, the run's own first where it is one of them.
+
+    Returns:
+        `name/own` and `name/1` for reward models of one member, `name/own.1`, `name/own.2` and so on for one that was
+        trained as an ensemble itself.
+    """
+    return [
+        (name,) if count == 1 else tuple(f"{name}.{member}" for member in range(1, count + 1))
+        for name, count in zip(_model_names(component), counts, strict=True)
+    ]
+
+
+def raw_columns(component: ComponentConfig, known: Collection[str]) -> list[str]:
+    """Names of a component's raw scores, out of all that there are.
+
+    Args:
+        component: One of them.
+        known: Of all components, in the order of `CompositeReward.columns`.
+
+    Raises:
+        KeyError: There are none of the component, or none of a reward model of it.
+    """
     if not isinstance(component, EnsembleRewardConfig):
-        return (component.key,)
+        own = {component.key: [name for name in known if name == component.key]}
+    else:
+        own = {
+            model: [name for name in known if name == model or name.startswith(f"{model}.")]
+            for model in _model_names(component)
+        }
+    for wanted, names in own.items():
+        if not names:
+            raise KeyError(wanted)
+    return [name for names in own.values() for name in names]
+
+
+def _model_names(component: EnsembleRewardConfig) -> list[str]:
     numbers = [str(number + 1) for number in range(len(component.members))]
-    return tuple(f"{component.key}/{member}" for member in ([_OWN] if component.with_own else []) + numbers)
+    return [f"{component.key}/{each}" for each in ([_OWN] if component.with_own else []) + numbers]
 
 
 def combine(
@@ -120,7 +175,7 @@ def combine(
     """Combine the raw scores of all episodes of one step.
 
     Args:
-        parts: Raw scores by the names of `raw_columns`; those of other components may be there, too.
+        parts: Raw scores by the names of `CompositeReward.columns`; those of other components may be there, too.
         components: What to make of them, at least one.
         state: At the start of the step; None before the first one.
 
@@ -154,6 +209,8 @@ def combine(
             risen = multiplier + bound.multiplier_learning_rate * violation
             multipliers[name] = min(max(risen, 0.0), bound.multiplier_max)
         metrics |= _metrics(name, raw, part)
+        if isinstance(component, EnsembleRewardConfig):
+            metrics[f"reward/{name}/disagreement"] = _disagreement(parts, component)
         if component.clip is not None:
             changed = [float(after != before) for before, after in zip(scores, clipped, strict=True)]
             metrics[f"reward/{name}/clipped_fraction"] = _mean(changed)
@@ -166,21 +223,21 @@ def combine(
 class CompositeReward:
     """Components with what judges by them, and the state between steps."""
 
-    def __init__(self, components: Sequence[ComponentConfig], functions: Mapping[str, RewardFunction]) -> None:
+    def __init__(self, components: Sequence[ComponentConfig], judges: Sequence[Judge]) -> None:
         """Put them together.
 
         Args:
             components: In the order of the sum.
-            functions: By the names of `raw_columns`.
+            judges: Of all components, in their order.
         """
         self.components = list(components)
-        self.columns = [column for component in components for column in raw_columns(component)]
+        self.columns = [column for each in judges for column in each.columns]
         self.state = initial_state(components)
-        self._functions = functions
+        self._judges = judges
 
     def judge(self, episodes: Sequence[Episode]) -> list[list[float]]:
         """The raw scores of each episode, in the order of `columns`."""
-        by_column = [self._functions[column](episodes) for column in self.columns]
+        by_column = [scores for each in self._judges for scores in each.judge(episodes)]
         return [list(row) for row in zip(*by_column, strict=True)]
 
     def combine(self, rows: Sequence[Sequence[float]]) -> Combined:
@@ -199,10 +256,17 @@ class CompositeReward:
 
 
 def _raw(parts: Mapping[str, Sequence[float]], component: ComponentConfig) -> list[float]:
-    columns = [parts[column] for column in raw_columns(component)]
+    columns = [parts[column] for column in raw_columns(component, parts)]
     if not isinstance(component, EnsembleRewardConfig):
         return list(columns[0])
     return [combine_members(scores, component.combine) for scores in zip(*columns, strict=True)]
+
+
+def _disagreement(parts: Mapping[str, Sequence[float]], component: EnsembleRewardConfig) -> float:
+    """Mean over the episodes of the standard deviation of what the members say."""
+    columns = [parts[column] for column in raw_columns(component, parts)]
+    spreads = [sqrt(max(Moments().see(each).sum_of_squares / len(each), 0.0)) for each in zip(*columns, strict=True)]
+    return _mean(spreads)
 
 
 def _clipped(scores: list[float], bounds: Sequence[float] | None) -> list[float]:

@@ -37,11 +37,14 @@ class LearnedRewardConfig(ComponentConfig):
 
 
 class EnsembleRewardConfig(ComponentConfig):
-    """Several reward models as one (Coste et al. 2023, https://arxiv.org/abs/2310.02743)."""
+    """Several reward models as one (Coste et al. 2023, https://arxiv.org/abs/2310.02743).
+
+    A reward model that was trained as an ensemble (`reward_model.ensemble`) brings all its members.
+    """
 
     type: Literal["ensemble"] = "ensemble"
 
-    members: list[PathText] = Field(min_length=1)
+    members: list[PathText] = []
     """Folders of trained reward models, say `outputs/RUN/reward_model`, on the shared base or one of their own."""
 
     with_own: Flag = True
@@ -51,7 +54,7 @@ class EnsembleRewardConfig(ComponentConfig):
     """`mean` averages, `min` takes the worst case, `mean_minus_std` charges what the members disagree on."""
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """A member that would count twice, or one that is alone."""
+        """A member that would count twice, or none."""
         yield from super().contradictions()
         if twice := sorted({name for name in self.members if self.members.count(name) > 1}):
             yield Contradiction(
@@ -59,11 +62,10 @@ class EnsembleRewardConfig(ComponentConfig):
                 f"members names {', '.join(twice)} more than once, but what a model says twice is no second opinion; "
                 f"name each folder once",
             )
-        if not self.with_own and len(self.members) < 2:
+        if not self.with_own and not self.members:
             yield Contradiction(
                 ("members", "with_own"),
-                "with_own=false leaves one member, which agrees with itself; name another, or use "
-                "`{type: learned, path: ...}`",
+                "with_own=false leaves no member; name reward models, or drop `with_own`",
             )
 
 

@@ -41,19 +41,44 @@ class RewardFunction(Protocol):
         ...
 
 
+class EnsembleRewardFunction(RewardFunction, Protocol):
+    """A reward function of one member or more; called, it gives their mean."""
+
+    @property
+    def num_members(self) -> int:
+        """How many there are."""
+        ...
+
+    def by_member(self, episodes: Sequence[Episode]) -> list[list[float]]:
+        """One list a member, with one score an episode."""
+        ...
+
+
 class ScoreModel(Protocol):
     """A model that scores token sequences. `stages.models` implements it on the shared base."""
 
-    def score(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[float]:
-        """Normalised score of each prompt with its response."""
+    @property
+    def num_members(self) -> int:
+        """Scores that an episode gets: one, or those of the members of an ensemble."""
+        ...
+
+    def score_members(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Normalised scores by member: one list for each, with one score an episode."""
         ...
 
 
 class TextScoreModel(Protocol):
     """A model with a tokenizer of its own, which scores text. `stages.models` implements it on another base."""
 
-    def score_texts(self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
-        """Normalised score of each prompt with its response.
+    @property
+    def num_members(self) -> int:
+        """Scores that an episode gets: one, or those of the members of an ensemble."""
+        ...
+
+    def score_texts_by_member(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool]
+    ) -> list[list[float]]:
+        """Normalised scores by member: one list for each, with one score an episode.
 
         Args:
             prompts: As the data has them.

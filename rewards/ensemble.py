@@ -35,3 +35,14 @@ def combine_members(scores: Sequence[float], how: Literal["mean", "min", "mean_m
             return min(scores)
         case "mean_minus_std":
             return fmean(scores) - pstdev(scores)
+
+
+def mean_of_members(scores: Sequence[Sequence[float]]) -> list[float]:
+    """The mean score of each episode; that of one member is its own, bit for bit, whether finite or not.
+
+    Args:
+        scores: Of each member, one score an episode.
+    """
+    if len(scores) == 1:
+        return list(scores[0])
+    return [combine_members(each, "mean") for each in zip(*scores, strict=True)]

@@ -1,8 +1,9 @@
-"""The trained reward model as a reward function."""
+"""The trained reward model, of one member or more, as a reward function."""
 
 from collections.abc import Sequence
 
 from rewards.contract import Episode, ScoreModel, TextScoreModel
+from rewards.ensemble import mean_of_members
 
 
 class LearnedReward:
@@ -14,7 +15,16 @@ class LearnedReward:
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Normalised score of each episode."""
-        return self._score_model.score(
+        return mean_of_members(self.by_member(episodes))
+
+    @property
+    def num_members(self) -> int:
+        """How many scores an episode gets."""
+        return self._score_model.num_members
+
+    def by_member(self, episodes: Sequence[Episode]) -> list[list[float]]:
+        """One list a member, with the normalised score of each episode."""
+        return self._score_model.score_members(
             [episode.prompt_ids for episode in episodes], [episode.response_ids for episode in episodes]
         )
 
@@ -28,7 +38,16 @@ class LearnedTextReward:
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Normalised score of each episode."""
-        return self._score_model.score_texts(
+        return mean_of_members(self.by_member(episodes))
+
+    @property
+    def num_members(self) -> int:
+        """How many scores an episode gets."""
+        return self._score_model.num_members
+
+    def by_member(self, episodes: Sequence[Episode]) -> list[list[float]]:
+        """One list a member, with the normalised score of each episode."""
+        return self._score_model.score_texts_by_member(
             [episode.prompt for episode in episodes],
             [episode.response_text for episode in episodes],
             [episode.finished for episode in episodes],

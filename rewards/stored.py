@@ -39,7 +39,7 @@ class StoredStep:
         episodes: In the order of the batch.
         components: That made the totals.
         state: At the start of the step.
-        parts: Raw scores by the names of `rewards.composite.raw_columns`.
+        parts: Raw scores by the names of `rewards.composite.CompositeReward.columns`.
         totals: The sum of the weighed parts, before `ppo` shapes it (normalising, clipping, a missing EOS).
     """
 
@@ -119,7 +119,9 @@ def read_step(path: Path) -> StoredStep:
                 strict=True,
             )
         ]  # fmt: skip
-        parts = {name: values[f"{_RAW}{name}"] for each in components for name in raw_columns(each)}
+        parts = {name.removeprefix(_RAW): scores for name, scores in values.items() if name.startswith(_RAW)}
+        for component in components:
+            raw_columns(component, parts)
         state = RewardState.from_json(described["state"])
         return StoredStep(described["step"], episodes, components, state, parts, values["total"])
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
@@ -153,13 +155,15 @@ def recomputed(
         if components is None:
             yield stored, combine(stored.parts, stored.components, stored.state)
             continue
-        for name in (name for each in components for name in raw_columns(each)):
-            if name not in stored.parts:
+        for component in components:
+            try:
+                raw_columns(component, stored.parts)
+            except KeyError as error:
                 raise DataError(
-                    f"{folder}: step {stored.step} has no raw scores of `{name}`, but of "
+                    f"{folder}: step {stored.step} has no raw scores of `{error.args[0]}`, but of "
                     f"{', '.join(f'`{part}`' for part in stored.parts)}; only what judged can be weighed anew: name "
                     f"the component as it was, or judge the episodes by it"
-                )
+                ) from error
         combined = combine(stored.parts, components, state)
         state = combined.state
         yield stored, combined

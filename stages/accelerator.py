@@ -21,6 +21,7 @@ from stages.learner import Learner, ReplicatedLearner
 from stages.learning import LearningConfig
 from stages.models.config import ModelConfig
 from stages.ranks import Ranks
+from stages.training_part import WHOLE, TrainingPart
 
 
 def num_processes() -> int:
@@ -234,9 +235,15 @@ def shared_training_arguments(
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     """Writes what a Hugging Face trainer logs as rows of `metrics.jsonl`, under the names of this project."""
 
-    def __init__(self, context: StageContext) -> None:
-        """Keep the writer."""
+    def __init__(self, context: StageContext, part: TrainingPart = WHOLE) -> None:
+        """Keep the writer.
+
+        Args:
+            context: Of the stage.
+            part: Where the steps of this trainer stand among those of the stage.
+        """
         self._context = context
+        self._part = part
 
     def on_log(
         self,
@@ -263,9 +270,11 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
                 f"`model.dtype: float32`"
             )
         if row:
-            self._context.metrics.write(state.global_step, row)
+            self._context.metrics.write(self._part.first_step + state.global_step, row)
         what = f"loss {loss:.3f}" if loss is not None else "validation"
-        self._context.report_progress(state.global_step, state.max_steps, what)
+        self._context.report_progress(
+            self._part.first_step + state.global_step, self._part.count * state.max_steps, what
+        )
 
 
 def _metric_name(key: str) -> str:

@@ -6,6 +6,7 @@ its random states, its shard of the optimizer.
 
     <checkpoint>/current/     as the trainer writes it: adapter, optimizer, schedule, random states, position
     <checkpoint>/best/        adapter of the best validation so far, where it is another one
+    <checkpoint>/finished/    of several trainings in one stage: what those before this one made
 """
 
 import json
@@ -21,6 +22,10 @@ from stages.checkpoint import Checkpoints
 from stages.contract import StageContext
 from stages.ranks import Ranks
 from stages.safe_checkpoints import check_checkpoint
+from stages.training_part import WHOLE, TrainingPart
+
+FINISHED = "finished"
+"""Folder of a checkpoint with what earlier trainings of the stage made."""
 
 _CURRENT, _BEST = "current", "best"
 _STATE = "trainer_state.json"
@@ -30,8 +35,14 @@ _PICKLED = "training_args.bin"  # the trainer never reads it, and nothing of our
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     """Has the trainer save when a checkpoint is due, and takes it from there."""
 
-    def __init__(self, context: StageContext) -> None:
-        """Write into the stage's folder, by its schedule."""
+    def __init__(self, context: StageContext, part: TrainingPart = WHOLE) -> None:
+        """Write into the stage's folder, by its schedule.
+
+        Args:
+            context: Of the stage.
+            part: Where the steps of this trainer stand among those of the stage.
+        """
+        self._part = part
         self._checkpoints = Checkpoints.of(context)
         self._ranks = Ranks(process_rank(), num_processes(), context.device)
         self._is_due = False
@@ -41,7 +52,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask for a save where one is due; not after the last step, whose result is the artifact."""
-        due = state.global_step < state.max_steps and self._checkpoints.is_due(state.global_step, self._ranks)
+        step = self._part.first_step + state.global_step
+        due = state.global_step < state.max_steps and self._checkpoints.is_due(step, self._ranks)
         if due:
             self._is_due = control.should_save = True
         self._started = time.monotonic()
@@ -72,23 +84,55 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             _add_files(current, folder / _CURRENT)
             if best is not None and best != current:
                 _add_files(best, folder / _BEST)
+            if self._part.finished is not None and self._ranks.is_main:
+                _add_files(self._part.finished, folder / FINISHED)
 
-        self._checkpoints.write(state.global_step, save, self._ranks, started=self._started)
+        self._checkpoints.write(self._part.first_step + state.global_step, save, self._ranks, started=self._started)
 
 
-def restore_checkpoint(context: StageContext) -> str | None:
+def write_finished(context: StageContext, step: int, finished: Path) -> None:
+    """Keep what a training made that others of the stage follow; all ranks call it.
+
+    Args:
+        context: Of the stage.
+        step: Steps of the stage that are done.
+        finished: What this training and those before it made; only the main rank's is looked at.
+    """
+    ranks = Ranks(process_rank(), num_processes(), context.device)
+
+    def save(folder: Path) -> None:
+        if ranks.is_main:
+            _add_files(finished, folder / FINISHED)
+
+    Checkpoints.of(context).write(step, save, ranks)
+
+
+def restore_finished(context: StageContext, folder: Path) -> int:
+    """Lay what earlier trainings of the stage made into a folder.
+
+    Returns:
+        Steps of the stage that are done.
+    """
+    found = Checkpoints.of(context).latest()
+    if found is None:
+        return 0
+    _add_files(found.path / FINISHED, folder)
+    return found.step
+
+
+def restore_checkpoint(context: StageContext, part: TrainingPart = WHOLE) -> str | None:
     """Lay the newest checkpoint where a trainer looks for it.
 
     Returns:
-        For `Trainer.train(resume_from_checkpoint=...)`; None where there is no checkpoint.
+        For `Trainer.train(resume_from_checkpoint=...)`; None where there is no checkpoint of this training.
 
     Raises:
         ArtifactError: It holds more than tensors and plain values.
     """
     found = Checkpoints.of(context).latest()
-    if found is None:
+    if found is None or found.step <= part.first_step:
         return None
-    current = context.scratch_dir / f"checkpoint-{found.step}"
+    current = context.scratch_dir / f"checkpoint-{found.step - part.first_step}"
     shutil.copytree(found.path / _CURRENT, current)
     # The copy, for it is what is loaded.
     check_checkpoint(current, deepspeed_checkpoint_classes() if context.deepspeed is not None else ())

@@ -22,9 +22,17 @@ from stages.learning import LearningConfig
 from stages.memory_errors import is_memory_error, memory_error_text
 from stages.models.config import ModelConfig
 from stages.trainer_checkpoints import CheckpointCallback, restore_checkpoint
+from stages.training_part import WHOLE, TrainingPart
 
 
-def run_trainer(trainer: Any, stage: str, config: LearningConfig, model: ModelConfig, context: StageContext) -> None:
+def run_trainer(
+    trainer: Any,
+    stage: str,
+    config: LearningConfig,
+    model: ModelConfig,
+    context: StageContext,
+    part: TrainingPart = WHOLE,
+) -> None:
     """Train from the newest checkpoint, if there is one, to the end.
 
     Args:
@@ -33,17 +41,18 @@ def run_trainer(trainer: Any, stage: str, config: LearningConfig, model: ModelCo
         config: Its learning settings.
         model: The model that it trains.
         context: Where checkpoints are.
+        part: Which training of the stage this is, where there are several.
 
     Raises:
         StageError: A gradient was not finite, the loss was none, or memory ran out; the message says where the state
             before that is.
     """
-    watch, checkpoints = FaultCallback(stage, config, trainer.model), CheckpointCallback(context)
+    watch, checkpoints = FaultCallback(stage, config, trainer.model), CheckpointCallback(context, part)
     trainer.add_callback(watch)
     trainer.add_callback(checkpoints)
     try:
         with context.interruption.deferred():
-            trainer.train(resume_from_checkpoint=restore_checkpoint(context))
+            trainer.train(resume_from_checkpoint=restore_checkpoint(context, part))
     except Exception as error:  # of whatever kind: what was trained is kept
         message = str(error) if isinstance(error, StageError) else None
         if is_memory_error(error):

@@ -11,6 +11,7 @@ from typing import Any
 from data.errors import ModelError
 from stages.models.config import ModelConfig
 from stages.models.own_base import names_own_base, read_classifier, read_own_base
+from stages.models.reward_members import check_heads, member_folders
 from stages.models.safetensors_files import Tensor, check_safetensors, first_not_finite
 from stages.models.sources import base_kind, base_tensors, check_classifier
 
@@ -117,7 +118,7 @@ def check_adapter(folder: Path, model: ModelConfig, *, config_dir: Path | None =
 
 
 def check_reward_model(folder: Path, model: ModelConfig, *, config_dir: Path | None) -> None:
-    """Refuse a reward model that fits neither the shared base nor the base written beside it.
+    """Refuse a reward model that fits neither the shared base nor the base written beside it, or a member of one.
 
     Raises:
         ModelError: Naming the first difference.
@@ -128,11 +129,17 @@ def check_reward_model(folder: Path, model: ModelConfig, *, config_dir: Path | N
             check_classifier(ready.as_model(), config_dir)
         return
     own = read_own_base(folder)
-    if own is None:
-        tensors = check_adapter(folder, model, config_dir=config_dir)
-    else:
-        with names_own_base():
-            tensors = check_adapter(folder, own, config_dir=config_dir)
+    for member in member_folders(folder):
+        if own is None:
+            tensors = check_adapter(member, model, config_dir=config_dir)
+        else:
+            with names_own_base():
+                tensors = check_adapter(member, own, config_dir=config_dir)
+        _check_score_head(member, tensors)
+        check_heads(member)
+
+
+def _check_score_head(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     head = tensors.get(SCORE_KEY)
     if head is None:
         raise no_score_head(folder)

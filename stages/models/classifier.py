@@ -66,6 +66,17 @@ class ClassifierScoreModel:
         self._batch_size = 1 if self._model.config.pad_token_id is None else batch_size
         self._device = device
 
+    @property
+    def num_members(self) -> int:
+        """One: it is no ensemble."""
+        return 1
+
+    def score_texts_by_member(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool]
+    ) -> list[list[float]]:
+        """`score_texts` as the only member's."""
+        return [self.score_texts(prompts, responses, finished)]
+
     def score_texts(self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
         """Normalised score of each prompt with its response; whether it ended by itself says nothing here.
 

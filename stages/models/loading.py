@@ -72,7 +72,7 @@ def load_causal_lm(base: Path | str, model: ModelConfig, device: str) -> PreTrai
 
 
 def load_sequence_classifier(
-    base: Path | str, model: ModelConfig, device: str, pad_token_id: int, *, seed: int
+    base: Path | str, model: ModelConfig, device: str, pad_token_id: int, *, seed: int, num_scores: int = 1
 ) -> PreTrainedModel:
     """Load the base as a classifier with one label and a new float32 head; all but the head is frozen.
 
@@ -86,6 +86,7 @@ def load_sequence_classifier(
         device: `cpu`, `cuda` or `cuda:N`.
         pad_token_id: transformers looks for the last token that is not this one to read the score there.
         seed: Seed of the head.
+        num_scores: Rows of the head: independent scores of the same label, for an ensemble.
 
     Raises:
         ModelError: The architecture has no classifier with a head named `score`, or see `load_causal_lm`.
@@ -106,18 +107,22 @@ def load_sequence_classifier(
             "reward model needs one. Use a decoder of the Llama, Qwen2, Mistral, Gemma, GPT-2, GPT-NeoX or "
             "OPT families."
         )
-    setattr(loaded, SCORE_HEAD, make_score_head(old.in_features, seed=seed).to(loaded.device))
+    setattr(loaded, SCORE_HEAD, make_score_head(old.in_features, seed=seed, num_scores=num_scores).to(loaded.device))
     loaded.config.pad_token_id = pad_token_id
     loaded.config.get_text_config().pad_token_id = pad_token_id
     return loaded
 
 
-def make_score_head(width: int, *, seed: int) -> Float32Linear:
-    """Make a head without bias, weights of N(0, 1 / (width + 1)), in float32 on the CPU."""
-    head = Float32Linear(width, 1, bias=False, dtype=torch.float32)
+def make_score_head(width: int, *, seed: int, num_scores: int = 1) -> Float32Linear:
+    """Make a head without bias, weights of N(0, 1 / (width + 1)), in float32 on the CPU.
+
+    The first row is the head of one score.
+    """
+    head = Float32Linear(width, num_scores, bias=False, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        head.weight.normal_(0.0, 1.0 / math.sqrt(width + 1), generator=generator)
+        for row in head.weight:
+            row.normal_(0.0, 1.0 / math.sqrt(width + 1), generator=generator)
     return head
 
 

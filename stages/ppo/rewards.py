@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from rewards.composite import CompositeReward, raw_columns
+from rewards.composite import CompositeReward, Judge, member_columns
 from rewards.composite_config import EnsembleRewardConfig, LearnedRewardConfig
-from rewards.contract import RewardFunction
+from rewards.contract import EnsembleRewardFunction
 from rewards.factory import build_reward
 from stages.models.reward_loading import REWARD_ROLE
 from stages.models.sources import adapter_folder
 from stages.ppo.config import PPOConfig
 
-LoadJudge = Callable[[Path, str], RewardFunction]
+LoadJudge = Callable[[Path, str], EnsembleRewardFunction]
 """Loads the reward model of a folder under the name of a role."""
 
 
@@ -31,27 +31,28 @@ def build_rewards(
         UserError: A component cannot be made.
         StageError: A server that it asks is not well.
     """
-    loaded: dict[Path, RewardFunction] = {}
+    loaded: dict[Path, EnsembleRewardFunction] = {}
 
-    def judge(folder: Path) -> RewardFunction:
+    def judge(folder: Path) -> EnsembleRewardFunction:
         place = folder.resolve()
         if place not in loaded:
             role = REWARD_ROLE if folder == own else f"{REWARD_ROLE}-{len(loaded) + 1}"
             loaded[place] = load(folder, role)
         return loaded[place]
 
-    functions: dict[str, RewardFunction] = {}
+    judges: list[Judge] = []
     for component in config.reward_components:
         match component:
             case LearnedRewardConfig(path=None):
-                found = [judge(own)]
+                judges.append(Judge.of(component, judge(own)))
             case LearnedRewardConfig(path=str() as name):
-                found = [judge(adapter_folder(name, config_dir, f"{component.setting}.path"))]
+                judges.append(Judge.of(component, judge(adapter_folder(name, config_dir, f"{component.setting}.path"))))
             case EnsembleRewardConfig():
                 setting = f"{component.setting}.members"
-                members = [adapter_folder(name, config_dir, setting) for name in component.members]
-                found = [judge(folder) for folder in ([own] if component.with_own else []) + members]
+                named = [adapter_folder(name, config_dir, setting) for name in component.members]
+                models = [judge(folder) for folder in ([own] if component.with_own else []) + named]
+                columns = member_columns(component, [each.num_members for each in models])
+                judges += [Judge(*each) for each in zip(columns, (each.by_member for each in models), strict=True)]
             case _:
-                found = [build_reward(component, config_dir, answers)]
-        functions |= dict(zip(raw_columns(component), found, strict=True))
-    return CompositeReward(config.reward_components, functions)
+                judges.append(Judge.of(component, build_reward(component, config_dir, answers)))
+    return CompositeReward(config.reward_components, judges)

@@ -12,7 +12,7 @@ from data.chat import drop_long, encode_episode, encode_prompt
 from data.errors import ConfigError, DataError, ModelError, StageError
 from data.schema import PromptRecord, read_split
 from rewards.composite import CompositeReward
-from rewards.contract import Episode, RewardFunction
+from rewards.contract import EnsembleRewardFunction, Episode
 from rewards.references import check_references
 from rewards.stored import cut_steps
 from stages.accelerator import make_learner, process_group
@@ -136,7 +136,7 @@ def _load_roles(
     shared_base.copy_adapter("reference", "policy", trainable=True)
     reward_folder = inputs["reward_model"].path
 
-    def judge(folder: Path, role: str) -> RewardFunction:
+    def judge(folder: Path, role: str) -> EnsembleRewardFunction:
         return as_reward(
             load_score_model(
                 folder,

@@ -99,8 +99,9 @@ class DisagreementSelectionConfig(Section):
 
     type: Literal["ensemble_disagreement"] = "ensemble_disagreement"
 
-    reward_models: Annotated[list[PathText], Field(min_length=2)]
-    """Folders of reward models trained apart, say `outputs/RUN/reward_model`, on the shared base or their own."""
+    reward_models: Annotated[list[PathText], Field(min_length=1)]
+    """Folders of reward models trained apart, say `outputs/RUN/reward_model`, on the shared base or their own. One that
+    was trained as an ensemble (`reward_model.ensemble`) brings all its members."""
 
     batch_size: int = Field(default=16, ge=1)
     """Responses in one forward pass of a reward model."""

@@ -161,7 +161,7 @@ def _disagreements(
             )
         )
         for split, sampled in candidates.items():
-            scores[split].append(judge([episode for each in sampled for episode in each.episodes]))
+            scores[split] += judge.by_member([episode for each in sampled for episode in each.episodes])
         context.report_progress(number + 1, len(selection.reward_models), "reward models asked")
     found: dict[Split, list[tuple[float, ...]]] = {}
     for split, sampled in candidates.items():

@@ -30,6 +30,21 @@ class NormalizationConfig(StrictModel):
     """Also divide by the standard deviation on those responses, so that `kl_coef` means the same across tasks."""
 
 
+class EnsembleConfig(StrictModel):
+    """Several reward models on one base, whose mean is the score.
+
+    Coste et al. 2023, section 3, https://arxiv.org/abs/2310.02743.
+    """
+
+    members: int = Field(ge=2, le=64)
+    """How many. Each starts from another head, drawn from the run's seed and its number; the first one is what would be
+    trained without an ensemble."""
+
+    of: Literal["adapters", "heads"] = "adapters"
+    """`adapters` trains one after the other on the same base, each in an order of its own. `heads` share one adapter
+    and one pass: they cost nothing, and disagree less."""
+
+
 class RewardModelConfig(LearningConfig, Section):
     """Training on the preference pairs, or on the rankings that they come from."""
 
@@ -53,6 +68,9 @@ class RewardModelConfig(LearningConfig, Section):
     loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
     """`bradley_terry` on pairs: those of one ranking share the weight of one. `plackett_luce` on whole rankings, whose
     pairs pass together: `batch_size` and `microbatch_size` count rankings, and stated margins are not used."""
+
+    ensemble: EnsembleConfig | None = None
+    """Train an ensemble. PPO's component `learned` scores by its mean; `ensemble` combines the members otherwise."""
 
     normalization: NormalizationConfig = NormalizationConfig()
 

@@ -1,4 +1,4 @@
-"""How good the saved reward model is on held-out pairs: accuracy, margin, calibration, bias to length."""
+"""How good scores are on held-out pairs: accuracy, margin, calibration, bias to length."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,41 +6,25 @@ from typing import Any
 import torch
 
 from rewards.bradley_terry import bradley_terry_accuracy, bradley_terry_loss
-from rewards.contract import ScoreModel
 from stages.reward_model.breakdown import accuracy_breakdown
 from stages.reward_model.calibration import calibrate
 from stages.reward_model.evaluation_pairs import TokenizedPair
 
 
-def evaluate_pairs(score_model: ScoreModel, pairs: list[TokenizedPair]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Score held-out pairs with the loaded artifact.
+def evaluate_scores(
+    chosen_scores: Sequence[float], rejected_scores: Sequence[float], pairs: Sequence[TokenizedPair]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Measure held-out pairs by their scores.
 
     Args:
-        score_model: The reward model as later stages load it.
-        pairs: Pairs that no stage trains on.
+        chosen_scores: Of the preferred response of each pair.
+        rejected_scores: Of the other one.
+        pairs: That no stage trains on, for what their accuracy is broken down by.
 
     Returns:
         Metrics `eval/*` (calibration is that of `sigmoid(chosen - rejected)` as the probability that the first
         of a randomly ordered pair is the chosen one), and notes: the bins of the reliability diagrams before and after
         calibration, accuracy by groups of pairs.
-    """
-    prompts = [tuple(pair.prompt_ids) for pair in pairs]
-    return evaluate_scores(
-        score_model.score(prompts, [tuple(pair.chosen_ids) for pair in pairs]),
-        score_model.score(prompts, [tuple(pair.rejected_ids) for pair in pairs]),
-        pairs,
-    )
-
-
-def evaluate_scores(
-    chosen_scores: Sequence[float], rejected_scores: Sequence[float], pairs: Sequence[TokenizedPair]
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics and notes of `evaluate_pairs` from scores that are there.
-
-    Args:
-        chosen_scores: Of the preferred response of each pair.
-        rejected_scores: Of the other one.
-        pairs: Held-out pairs, for what their accuracy is broken down by.
     """
     chosen, rejected = torch.tensor(chosen_scores), torch.tensor(rejected_scores)
     lengths = torch.tensor([len(pair.chosen_ids) - len(pair.rejected_ids) for pair in pairs])

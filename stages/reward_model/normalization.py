@@ -1,14 +1,15 @@
-"""Mean and deviation of a reward model's raw scores on responses of the SFT policy."""
+"""Mean and deviation of the raw scores of each member of a reward model on responses of the SFT policy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data.chat import drop_long, encode_prompt
 from data.errors import DataError
 from data.schema import Prompt, read_split
-from rewards.contract import RewardFunction
+from rewards.contract import EnsembleRewardFunction
 from stages.contract import Artifact, StageContext
 from stages.models.config import ModelConfig
 from stages.models.scalar_head import ScoreNormalization
@@ -21,16 +22,16 @@ from stages.rollouts.hf_engine import HFEngine
 from stages.seeds import row_seeds
 
 
-def measure_normalization(
+def measure_normalizations(
     config: NormalizationConfig,
-    raw: RewardFunction,
+    raw: EnsembleRewardFunction,
     engine: RolloutEngine,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     *,
     seed: int,
     positions: int | None = None,
-) -> ScoreNormalization:
+) -> list[ScoreNormalization]:
     """Sample the SFT policy and score what it says.
 
     Args:
@@ -43,7 +44,7 @@ def measure_normalization(
         positions: What the policy's base knows; None where it does not say.
 
     Returns:
-        The mean as shift, and the deviation as scale where it is asked for.
+        For each member the mean as shift, and the deviation as scale where it is asked for.
 
     Raises:
         DataError: No prompt is short enough.
@@ -65,25 +66,27 @@ def measure_normalization(
     chosen = kept[: config.num_prompts]
     seeds = row_seeds(seed, len(chosen))
     rollouts = engine.generate([encoded[row] for row in chosen], config.sampling, seeds=seeds)
-    scores = torch.tensor(
-        raw([make_episode(tokenizer, prompts[row], rollout) for row, rollout in zip(chosen, rollouts, strict=True)])
-    )
+    episodes = [make_episode(tokenizer, prompts[row], rollout) for row, rollout in zip(chosen, rollouts, strict=True)]
+    return [_normalization(torch.tensor(scores), config) for scores in raw.by_member(episodes)]
+
+
+def _normalization(scores: Tensor, config: NormalizationConfig) -> ScoreNormalization:
     scale = float(scores.std(correction=0)) if config.unit_variance else 1.0
-    return ScoreNormalization(float(scores.mean()), max(scale, 1e-6), len(rollouts))
+    return ScoreNormalization(float(scores.mean()), max(scale, 1e-6), len(scores))
 
 
 def normalize(
     config: NormalizationConfig,
-    raw: RewardFunction,
+    raw: EnsembleRewardFunction,
     shared_base: SharedBase,
     inputs: Mapping[str, Artifact],
     model: ModelConfig,
     context: StageContext,
-) -> ScoreNormalization:
-    """Measure it on the policy of a stage's inputs.
+) -> list[ScoreNormalization]:
+    """Measure each member's on the policy of a stage's inputs.
 
     Args:
-        config: As for `measure_normalization`.
+        config: As for `measure_normalizations`.
         raw: Scores before any normalisation.
         shared_base: With the role `policy`.
         inputs: `dataset` and `policy`.
@@ -101,7 +104,7 @@ def normalize(
         batch_size=config.batch_size,
     )
     engine.load_policy("policy")
-    return measure_normalization(
+    return measure_normalizations(
         config,
         raw,
         engine,

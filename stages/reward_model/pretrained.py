@@ -76,7 +76,7 @@ def use_pretrained(
     with memory_errors_told("reward_model", "normalization", *sections):
         shared_base = SharedBase(load_causal_lm(resolve_base(model, context.config_dir), model, context.device), model)
         shared_base.add_adapter("policy", inputs["policy"].path, trainable=False)
-        normalization = normalize(config.normalization, as_reward(raw), shared_base, inputs, model, context)
+        (normalization,) = normalize(config.normalization, as_reward(raw), shared_base, inputs, model, context)
     normalization.save(context.payload_dir)
     metrics |= {"normalization/shift": normalization.shift, "normalization/scale": normalization.scale}
     return StageOutput(metrics, notes=notes)

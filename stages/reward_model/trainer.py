@@ -54,7 +54,7 @@ class RankingCollator(DataCollatorForPreference):  # type: ignore[misc]
 
 
 class BradleyTerryTrainer(SortsByLength, RewardTrainer):  # type: ignore[misc]
-    """Trains a sequence classifier with one label on pairs.
+    """Trains a sequence classifier with one label on pairs; a head of several rows has a score and a loss for each.
 
     Differs from TRL's in the loss, which is the tested function and knows weights and label smoothing, and in the order
     of pairs inside a batch.
@@ -73,22 +73,25 @@ class BradleyTerryTrainer(SortsByLength, RewardTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Mean loss of the pairs of one microbatch: chosen rows first, then the rejected ones.
+        """Mean loss of the pairs of one microbatch over pairs and heads: chosen rows first, then the rejected ones.
 
         Every row ends with EOS, which is never the pad token, so the model's own search for the last token
         that is no pad finds the last real one.
         """
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        chosen, rejected = outputs.logits.float().squeeze(-1).chunk(2)
-        loss = bradley_terry_loss(
-            chosen,
-            rejected,
-            margin=inputs.get("margin"),
-            weight=inputs.get("weight"),
-            label_smoothing=self._label_smoothing,
-        )
+        chosen, rejected = outputs.logits.float().chunk(2)
+        losses = [
+            bradley_terry_loss(
+                *head,
+                margin=inputs.get("margin"),
+                weight=inputs.get("weight"),
+                label_smoothing=self._label_smoothing,
+            )
+            for head in zip(chosen.unbind(-1), rejected.unbind(-1), strict=True)
+        ]
+        loss = torch.stack(losses).mean()
         loss = loss + self._center_coefficient * (chosen + rejected).square().mean()
-        self._remember(chosen.detach(), rejected.detach())
+        self._remember(chosen.detach().flatten(), rejected.detach().flatten())
         return (loss, outputs) if return_outputs else loss
 
     def _remember(self, chosen: Tensor, rejected: Tensor) -> None:
@@ -114,16 +117,16 @@ class PlackettLuceTrainer(BradleyTerryTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Mean loss of the rankings of one microbatch, whose sequences pass together.
+        """Mean loss of the rankings of one microbatch over rankings and heads. Their sequences pass together.
 
         Centering is that of pairs for two responses: the square of twice the mean score.
         """
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        scores, worse = outputs.logits.float().squeeze(-1)[inputs["places"]], inputs["worse"]
-        loss = plackett_luce_loss(scores, worse)
-        known = worse.any(dim=-1) | worse.any(dim=-2)
-        means = (scores * known).sum(dim=-1) / known.sum(dim=-1)
+        scores, worse = outputs.logits.float()[inputs["places"]], inputs["worse"]
+        loss = torch.stack([plackett_luce_loss(head, worse) for head in scores.unbind(-1)]).mean()
+        known = (worse.any(dim=-1) | worse.any(dim=-2))[..., None]
+        means = (scores * known).sum(dim=1) / known.sum(dim=1)
         loss = loss + self._center_coefficient * (2 * means).square().mean()
         ranking, better, other = worse.nonzero(as_tuple=True)
-        self._remember(scores[ranking, better].detach(), scores[ranking, other].detach())
+        self._remember(scores[ranking, better].detach().flatten(), scores[ranking, other].detach().flatten())
         return (loss, outputs) if return_outputs else loss

@@ -360,10 +360,16 @@ CASES = [
         "reward_models names a more than once, but a model never disagrees with itself; name each folder once",
     ),
     Case(
-        "one reward model to disagree with",
-        ("data.preferences=null", "preferences={selection: {type: ensemble_disagreement, reward_models: [a]}}"),
-        "--set preferences={selection: {type: ensemble_disagreement, reward_models: [a]}}: "
-        "preferences.selection.reward_models: found ['a'], must be of length at least 2; correct it",
+        "no reward model to disagree with",
+        ("data.preferences=null", "preferences={selection: {type: ensemble_disagreement, reward_models: []}}"),
+        "--set preferences={selection: {type: ensemble_disagreement, reward_models: []}}: "
+        "preferences.selection.reward_models: found [], must be of length at least 1; correct it",
+    ),
+    Case(
+        "an ensemble of one",
+        ("reward_model.ensemble={members: 1}",),
+        "--set reward_model.ensemble={members: 1}: reward_model.ensemble.members: found 1, must be at least 2; "
+        "correct it",
     ),
     Case(
         "the reward model on the shared base twice",

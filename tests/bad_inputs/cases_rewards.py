@@ -101,16 +101,9 @@ CASES = [
     ),
     Case(
         "an ensemble of nobody",
-        ("ppo.rewards=[{type: ensemble, members: []}]",),
-        "--set ppo.rewards=[{type: ensemble, members: []}]: ppo.rewards.0.members: found [], must be of "
-        "length at least 1; correct it",
-    ),
-    Case(
-        "an ensemble of one",
-        ("ppo.rewards=[{type: ensemble, members: [one], with_own: false}]",),
-        "--set ppo.rewards=[{type: ensemble, members: [one], with_own: false}]: ppo.rewards.0: "
-        "with_own=false leaves one member, which agrees with itself; name another, or use `{type: "
-        "learned, path: ...}`",
+        ("ppo.rewards=[{type: ensemble, with_own: false}]",),
+        "--set ppo.rewards=[{type: ensemble, with_own: false}]: ppo.rewards.0: with_own=false leaves no member; name "
+        "reward models, or drop `with_own`",
     ),
     Case(
         "the same opinion twice",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from data.errors import UserError
+from pipeline import checks, reward_checks
 from pipeline.checks import check_inputs
 from pipeline.commands.validate import validate
 from pipeline.config import PipelineConfig
@@ -96,3 +97,38 @@ def test_adapters_that_the_preferences_name_are_checked(folder: Path) -> None:
     (member,) = problems(selection={"type": "ensemble_disagreement", "reward_models": ["./nowhere", "./neither"]})
     assert member.startswith("preferences.selection.reward_models='./nowhere': no adapter at ")
     assert problems() == []
+
+
+def test_a_reward_model_alone_does_not_disagree(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it has one member; how many it has is read from its files."""
+    counts = {"one": 1, "three": 3}
+    for name in counts:
+        (folder / name).mkdir()
+        (folder / name / "adapter_config.json").write_text("{}", encoding="utf-8")
+    for module in (checks, reward_checks):
+        monkeypatch.setattr(module, "check_reward_model", lambda folder, model, config_dir: None)
+        monkeypatch.setattr(module, "num_members", lambda folder: counts[folder.name])
+
+    def problems(**settings: Any) -> list[str]:
+        data = {"demonstrations": {"path": "pairs.jsonl", "columns": {"response": "chosen"}}, "preferences": None}
+        try:
+            check_inputs(PipelineConfig.model_validate(_values(data=data, **settings)), folder)
+        except UserError as error:
+            return str(error).splitlines()
+        return []
+
+    def asked(*names: str) -> dict[str, Any]:
+        return {"selection": {"type": "ensemble_disagreement", "reward_models": [f"./{name}" for name in names]}}
+
+    (message,) = problems(preferences=asked("one"))
+    assert message.startswith("preferences.selection.reward_models: names one reward model of one member")
+    assert problems(preferences=asked("three")) == problems(preferences=asked("one", "three")) == []
+
+    def reward(**settings: Any) -> dict[str, Any]:
+        return {"preferences": {}, "ppo": {"rewards": [{"type": "ensemble", **settings}]}}
+
+    for settings in ({}, {"members": ["./one"], "with_own": False}):
+        (message,) = problems(**reward(**settings))
+        assert message.startswith("ppo.rewards[ensemble]: has one member, which agrees with itself; name another")
+    assert problems(**reward(members=["./three"], with_own=False)) == problems(**reward(members=["./one"])) == []
+    assert problems(**reward(), reward_model={"ensemble": {"members": 2, "of": "heads"}}) == []

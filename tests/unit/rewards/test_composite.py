@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from rewards.composite import Combined, CompositeReward, Moments, RewardState, combine, initial_state, raw_columns
+from rewards.composite import (
+    Combined,
+    CompositeReward,
+    Judge,
+    Moments,
+    RewardState,
+    combine,
+    initial_state,
+    member_columns,
+    raw_columns,
+)
 from rewards.composite_config import RewardConfig
 from rewards.contract import Episode
 
@@ -118,13 +128,27 @@ def test_what_is_not_finite_is_not_hidden_and_moves_no_state(bad: float, setting
 def test_an_ensemble_keeps_the_scores_of_each_member() -> None:
     ensemble = {"type": "ensemble", "name": "e", "members": ["p", "q"], "weight": 3}
     (component,) = components(ensemble)
-    assert raw_columns(component) == ("e/own", "e/1", "e/2")
+    assert member_columns(component, [1, 1, 1]) == [("e/own",), ("e/1",), ("e/2",)]
     parts = {"e/own": [1.0, 0.0], "e/1": [1.0, 0.0], "e/2": [1.0, 3.0]}
     # second: mean 1, variance (1 + 1 + 4) / 3
     assert combine(parts, [component]).totals == pytest.approx([3.0, 3 * (1 - 2**0.5)])
     apart = components(ensemble | {"with_own": False, "combine": "min"})
-    assert raw_columns(apart[0]) == ("e/1", "e/2")
+    assert raw_columns(apart[0], parts) == ["e/1", "e/2"]
     assert combine(parts, apart).totals == [3.0, 0.0]
+
+
+def test_reward_models_of_several_members_bring_them_all() -> None:
+    ensemble = {"type": "ensemble", "name": "e", "members": ["p", "q"], "combine": "min"}
+    (component,) = components(ensemble)
+    names = [name for own in member_columns(component, [2, 1, 3]) for name in own]
+    assert names == ["e/own.1", "e/own.2", "e/1", "e/2.1", "e/2.2", "e/2.3"]
+    parts = {name: [float(number)] for number, name in enumerate(reversed(names))} | {"e": [-9.0], "e/10": [-9.0]}
+    assert sorted(raw_columns(component, parts)) == sorted(names), "neither `e` nor `e/10` is one of them"
+    assert combine(parts, [component]).totals == [0.0]
+    without_own = components(ensemble | {"with_own": False, "members": ["p"], "combine": "mean"})
+    assert combine(parts, without_own).totals == [3.0], "those of the own one and of q are left out"
+    with pytest.raises(KeyError, match="e/2"):
+        raw_columns(component, ["e/own", "e/1"])
 
 
 def test_the_state_comes_back_from_json() -> None:
@@ -140,8 +164,13 @@ def test_the_state_comes_back_from_json() -> None:
 def test_a_composite_judges_by_column_and_moves_on() -> None:
     rules = components({"name": "x", "normalize": "running"}, {"name": "y"})
     episodes = [Episode("", text, (1,), (2,), "", True) for text in ("a", "bcd")]
+    x, y = rules
     reward = CompositeReward(
-        rules, {"x": lambda found: [float(len(e.response_text)) for e in found], "y": lambda found: [5.0] * len(found)}
+        rules,
+        [
+            Judge.of(x, lambda found: [float(len(e.response_text)) for e in found]),
+            Judge.of(y, lambda found: [5.0] * len(found)),
+        ],
     )
     rows = reward.judge(episodes)
     assert rows == [[1.0, 5.0], [3.0, 5.0]] and reward.state == initial_state(rules)
@@ -151,8 +180,7 @@ def test_a_composite_judges_by_column_and_moves_on() -> None:
 
 
 def test_a_component_that_forgets_an_episode_is_an_error() -> None:
-    reward = CompositeReward(
-        components({"name": "x"}, {"name": "y"}), {"x": lambda e: [1.0], "y": lambda e: [1.0, 2.0]}
-    )
+    both = components({"name": "x"}, {"name": "y"})
+    reward = CompositeReward(both, [Judge(("x", "y"), lambda e: [[1.0], [1.0, 2.0]])])
     with pytest.raises(ValueError, match="argument 2 is longer"):
         reward.judge([])

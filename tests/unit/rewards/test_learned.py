@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import pytest
+
 from data.schema import Message, Prompt
 from rewards.contract import Episode
 from rewards.learned import LearnedReward, LearnedTextReward
@@ -10,17 +12,24 @@ from rewards.learned import LearnedReward, LearnedTextReward
 class _Stub:
     """Scores by the ids alone."""
 
-    def score(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[float]:
-        """Sum of the prompt plus a tenth of the response's last token."""
-        return [sum(p) + r[-1] / 10 for p, r in zip(prompts, responses, strict=True)]
+    num_members = 2
+
+    def score_members(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Sum of the prompt plus a tenth of the response's last token, and 1 more."""
+        first = [sum(p) + r[-1] / 10 for p, r in zip(prompts, responses, strict=True)]
+        return [first, [score + 1 for score in first]]
 
 
 class _TextStub:
     """Scores by the text alone."""
 
-    def score_texts(self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
+    num_members = 1
+
+    def score_texts_by_member(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool]
+    ) -> list[list[float]]:
         """Lengths of prompt and response, and a half where it ended."""
-        return [100.0 * len(p) + len(r) + f / 2 for p, r, f in zip(prompts, responses, finished, strict=True)]
+        return [[100.0 * len(p) + len(r) + f / 2 for p, r, f in zip(prompts, responses, finished, strict=True)]]
 
 
 def test_scores_come_from_the_ids() -> None:
@@ -28,7 +37,9 @@ def test_scores_come_from_the_ids() -> None:
         Episode("text", "misleading", (1, 2), (3, 4), "other", True),
         Episode("", "", (5,), (6,), "", False),
     ]
-    assert LearnedReward(_Stub())(episodes) == [3.4, 5.6]
+    reward = LearnedReward(_Stub())
+    assert reward.by_member(episodes) == [[3.4, 5.6], [4.4, 6.6]] and reward.num_members == 2
+    assert reward(episodes) == pytest.approx([3.9, 6.1]), "their mean"
     assert LearnedReward(_Stub())([]) == []
 
 

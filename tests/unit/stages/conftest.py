@@ -87,6 +87,22 @@ def rm_run(sft_run: Executed, outputs: Path) -> Executed:
 
 
 @pytest.fixture(scope="session")
+def ensembles(rm_run: Executed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Executed]:
+    """Train three adapters, and three heads, on the same pairs."""
+    from stages.models.config import ModelConfig
+    from stages.reward_model.config import RewardModelConfig
+
+    model = ModelConfig.model_validate(rm_run.spec.model)
+    found = {}
+    for kind in ("adapters", "heads"):
+        settings = rm_run.spec.config | {"ensemble": {"members": 3, "of": kind}}
+        config = RewardModelConfig.model_validate(settings)
+        folder = tmp_path_factory.mktemp(kind)
+        found[kind] = executed(stage_spec("reward_model", config, model, rm_run.spec.inputs, folder))
+    return found
+
+
+@pytest.fixture(scope="session")
 def preferences_run(sft_run: Executed, outputs: Path) -> Executed:
     """Sample that policy and let a planted rule rank the responses."""
     from stages.models.config import ModelConfig

@@ -19,10 +19,13 @@ from data.errors import ModelError
 from data.schema import Message, PreferencePair, read_split
 from stages.evaluation.config import EvaluationConfig
 from stages.metrics import read_metrics
+from stages.models import reward_loading
 from stages.models.adapters import adapter_config
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm
+from stages.models.reward_members import member_folders
 from stages.models.scalar_head import ScoreNormalization
+from stages.models.separate_score_model import SeparateScoreModel
 from stages.models.shared_base import SharedBase
 from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import adapter_state
@@ -37,6 +40,7 @@ from stages.run import StageSpec
 from stages.seeds import derive_seed, row_seeds
 from tests.tiny import Family
 from tests.unit.stages.parts import Executed, FoldersOf, executed, stage_spec
+from tests.unit.stages.ppo.trainers import spy
 
 MAX_NEW_TOKENS = 9
 """Some responses of the planted policy end within it, some do not."""
@@ -99,9 +103,15 @@ def chain(
 def _by_hand(chain: Chain, texts: Sequence[tuple[str, str, bool]]) -> list[float]:
     """Raw scores of prompts with responses, EOS where they ended."""
     folder = chain.reward_model.artifact.path
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return _raw_scores(folder, folder, chain.base, texts)
+
+
+def _raw_scores(
+    folder: Path, tokenizer_folder: Path, base: Path, texts: Sequence[tuple[str, str, bool]]
+) -> list[float]:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     judge = AutoModelForSequenceClassification.from_pretrained(
-        chain.base, num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32
+        base, num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32
     )
     judge = PeftModel.from_pretrained(judge, folder).eval()
     scores = []
@@ -261,3 +271,25 @@ def test_a_base_that_cannot_be_used_is_named_as_the_reward_models(
     spec = _reward_model(sft_run, tmp_path, folders("gpt2").base.parent, own)
     with pytest.raises(ModelError, match=message):
         executed(spec)
+
+
+def test_the_members_of_an_ensemble_share_the_other_base(
+    sft_run: Executed, folders: FoldersOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = folders("gpt2").base
+    ensemble = {"members": 2}
+    run = executed(_reward_model(sft_run, tmp_path, base.parent, _own(), ensemble=ensemble, max_steps=2))
+    assert run.manifest["metrics"]["ensemble/members"] == 2
+    model = ModelConfig.model_validate(sft_run.spec.model)
+    shared = SharedBase(load_causal_lm(model.base, model, "cpu"), model)
+    loads = spy(monkeypatch, reward_loading, "load_causal_lm")
+    scorer = reward_loading.load_score_model(
+        run.artifact.path, model, shared, pad_token_id=3, batch_size=2, device="cpu", config_dir=base.parent
+    )
+    assert len(loads) == 1 and isinstance(scorer, SeparateScoreModel)
+    found = scorer.score_texts_by_member(["Anna:"], [" a view"], [True])
+    for (score,), folder in zip(found, member_folders(run.artifact.path), strict=True):
+        own = ScoreNormalization.load(folder)
+        (raw,) = _raw_scores(folder, run.artifact.path, base, [("Anna:", " a view", True)])
+        assert score == pytest.approx((raw - own.shift) / own.scale, abs=1e-4)
+    assert scorer.score_texts(["Anna:"], [" a view"], [True]) == [sum(score for (score,) in found) / 2]

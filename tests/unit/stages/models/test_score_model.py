@@ -26,7 +26,7 @@ def head(folders: FoldersOf) -> ScoreHead:
 
 
 def _score_model(shared: SharedBase, head: ScoreHead, batch_size: int) -> SharedBaseScoreModel:
-    return SharedBaseScoreModel(shared, head, role="reward", pad_token_id=PAD, batch_size=batch_size)
+    return SharedBaseScoreModel(shared, {"reward": [head]}, pad_token_id=PAD, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 99])

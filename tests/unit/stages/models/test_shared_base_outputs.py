@@ -73,7 +73,7 @@ def test_checklist_55_logprobs_values_and_scores_are_those_of_separate_models(
     pair, batch = pair_of(family, precision), _batch()
     weight = score_weight(pair.folders.reward)
     value_head, score_head = ValueHead.from_score_head(weight, NORMALIZATION), ScoreHead(weight, NORMALIZATION)
-    judge = SharedBaseScoreModel(pair.shared, score_head, role="reward", pad_token_id=PAD, batch_size=8)
+    judge = SharedBaseScoreModel(pair.shared, {"reward": [score_head]}, pad_token_id=PAD, batch_size=8)
     with torch.no_grad():
         expected, largest = logprobs_of(pair.policy, batch, temperature=TEMPERATURE)
         # log softmax: the logit and the log of the sum may both be off by one rounding.

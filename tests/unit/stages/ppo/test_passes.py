@@ -200,7 +200,7 @@ def test_a_cached_trunk_changes_no_bit_of_two_steps(
         if cached:
             assert shared.enable_trunk_cache() == 2
         head = ScoreHead(score_weight(folders.reward), ScoreNormalization(0.1, 2.0))
-        judge = LearnedReward(SharedBaseScoreModel(shared, head, role="reward", pad_token_id=PAD, batch_size=1))
+        judge = LearnedReward(SharedBaseScoreModel(shared, {"reward": [head]}, pad_token_id=PAD, batch_size=1))
         seen: list[Sequence[Episode]] = []
 
         def reward(

@@ -54,7 +54,7 @@ def test_checklist_16_48_the_reward_model_and_the_base_stay_as_they_are(make: Ma
     own = folders("llama")
     shared = all_roles(own)
     head = ScoreHead(score_weight(own.reward), ScoreNormalization(0.1, 2.0))
-    judge = LearnedReward(SharedBaseScoreModel(shared, head, role="reward", pad_token_id=PAD, batch_size=4))
+    judge = LearnedReward(SharedBaseScoreModel(shared, {"reward": [head]}, pad_token_id=PAD, batch_size=4))
     trainer = make(reward=judge, shared=shared)
     frozen = [*shared.parameters("reward"), *shared.parameters("reference"), *head.parameters()]
     base = [weight for name, weight in shared.peft_model.named_parameters() if "lora_" not in name]

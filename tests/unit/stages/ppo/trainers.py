@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rewards.composite import CompositeReward, raw_columns
+from rewards.composite import CompositeReward, Judge, member_columns
+from rewards.composite_config import EnsembleRewardConfig
 from rewards.contract import Episode, RewardFunction
 from stages.accelerator import make_learner
 from stages.learner import Learner, ReplicatedLearner
@@ -80,7 +81,15 @@ def even_share(episodes: Sequence[Episode]) -> list[float]:
 def judged_by(reward: RewardFunction, config: PPOConfig) -> CompositeReward:
     """One function in the place of all that the configuration names."""
     components = config.reward_components
-    return CompositeReward(components, {name: reward for each in components for name in raw_columns(each)})
+    judges = []
+    for component in components:
+        if isinstance(component, EnsembleRewardConfig):
+            count = len(component.members) + component.with_own
+            columns = [name for names in member_columns(component, [1] * count) for name in names]
+            judges.append(Judge(tuple(columns), lambda episodes, count=count: [reward(episodes)] * count))
+        else:
+            judges.append(Judge.of(component, reward))
+    return CompositeReward(components, judges)
 
 
 def to_episode(rollout: Rollout) -> Episode:

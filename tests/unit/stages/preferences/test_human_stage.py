@@ -88,13 +88,21 @@ def test_other_settings_of_the_sampling_sample_anew_and_keep_the_labels(
     assert back.progress().done == 3  # the same responses again, and their labels
 
 
+@pytest.mark.parametrize("which", ["two", "ensemble"])
 def test_what_reward_models_dispute_comes_first(
-    preferences_run: Executed, rm_run: Executed, folders: Any, tmp_path: Path
+    preferences_run: Executed,
+    rm_run: Executed,
+    ensembles: dict[str, Executed],
+    folders: Any,
+    tmp_path: Path,
+    which: str,
 ) -> None:
-    """Two trained ones and a random one; the order on the page is that of their disagreement, computed apart."""
+    """A trained one and a random one, or three in one; the order on the page is that of their disagreement."""
     from statistics import fmean, pstdev
 
     members = [str(rm_run.artifact.path), str(folders("llama").reward)]
+    if which == "ensemble":
+        members = [str(ensembles["adapters"].artifact.path)]
     selection = {"type": "ensemble_disagreement", "reward_models": members}
     model = ModelConfig.model_validate(preferences_run.spec.model)
     spec = spec_of(preferences_run, tmp_path, selection=selection)
@@ -140,7 +148,8 @@ def _scores(members: list[str], model: ModelConfig, candidates: Any) -> list[lis
         judge_one = as_reward(
             load_score_model(Path(member), model, shared, pad_token_id=3, batch_size=1, device="cpu", config_dir=None)
         )
-        found.append([[judge_one([episode])[0] for episode in each.episodes] for each in candidates])
+        by_episode = [[judge_one.by_member([episode]) for episode in each.episodes] for each in candidates]
+        found += [[[scores[own][0] for scores in row] for row in by_episode] for own in range(judge_one.num_members)]
     return found
 
 

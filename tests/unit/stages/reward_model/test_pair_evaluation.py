@@ -1,4 +1,4 @@
-"""Held-out figures of a reward model, by hand arithmetic on a stub."""
+"""Held-out figures of a reward model, by hand arithmetic."""
 
 import math
 from collections.abc import Sequence
@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 
-from stages.reward_model.evaluation import evaluate_pairs
+from stages.reward_model.evaluation import evaluate_scores
 from stages.reward_model.evaluation_pairs import TokenizedPair
 
 
-class _LastToken:
-    """Scores by the response's last token."""
-
-    def score(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[float]:
-        """A tenth of it."""
-        return [response[-1] / 10 for response in responses]
+def _evaluated(pairs: Sequence[TokenizedPair]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Each response scores a tenth of its last token."""
+    chosen = [pair.chosen_ids[-1] / 10 for pair in pairs]
+    return evaluate_scores(chosen, [pair.rejected_ids[-1] / 10 for pair in pairs], pairs)
 
 
 def _pair(chosen: tuple[int, ...], rejected: tuple[int, ...]) -> TokenizedPair:
@@ -23,14 +21,13 @@ def _pair(chosen: tuple[int, ...], rejected: tuple[int, ...]) -> TokenizedPair:
 
 
 def test_checklist_14_figures_by_hand() -> None:
-    scorer: Any = _LastToken()
     pairs = [
         _pair((5, 30), (10,)),  # longer chosen, right by 2
         _pair((5, 10), (20,)),  # longer chosen, wrong by 1
         _pair((40,), (7, 10)),  # shorter chosen, right by 3
         _pair((20,), (20,)),  # a tie in score and length
     ]
-    metrics, notes = evaluate_pairs(scorer, pairs)
+    metrics, notes = _evaluated(pairs)
     bins = notes["reliability"]
     assert metrics["eval/accuracy"] == pytest.approx(2.5 / 4)
     assert metrics["eval/margin"] == pytest.approx(1.0)  # (2 - 1 + 3 + 0) / 4
@@ -51,7 +48,6 @@ def test_checklist_14_figures_by_hand() -> None:
 
 
 def test_a_split_by_length_needs_such_pairs() -> None:
-    scorer: Any = _LastToken()
-    metrics, _ = evaluate_pairs(scorer, [_pair((30,), (10,))])
+    metrics, _ = _evaluated([_pair((30,), (10,))])
     assert metrics["eval/length_baseline_accuracy"] == 0.5
     assert not any("longer" in name or "shorter" in name for name in metrics)

@@ -15,7 +15,7 @@ from stages.artifacts import combine_digests, file_digests
 from stages.contract import DatasetArtifact
 from stages.metrics import read_metrics
 from stages.models.config import ModelConfig
-from stages.reward_model import stage as rm_stage
+from stages.reward_model import training
 from stages.reward_model.config import RewardModelConfig
 from stages.reward_model.evaluation_pairs import TokenizedPair
 from stages.reward_model.rankings import TokenizedRanking, rankings_of
@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_each_sequence_alone_and_falls(
     rm_run: Executed, rankings: DatasetArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = []
-    original = rm_stage.PlackettLuceTrainer.compute_loss
+    original = training.PlackettLuceTrainer.compute_loss
 
     def spy(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if not checked:
@@ -100,7 +100,7 @@ def test_the_loss_is_that_of_each_sequence_alone_and_falls(
             checked.append((float(found), float(expected)))
         return original(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(rm_stage.PlackettLuceTrainer, "compute_loss", spy)
+    monkeypatch.setattr(training.PlackettLuceTrainer, "compute_loss", spy)
     run = trained(rm_run, rankings, tmp_path / "out", center_coefficient=0.3, epochs=2.0)
     found, expected = checked[0]
     assert found == pytest.approx(expected, rel=1e-4)

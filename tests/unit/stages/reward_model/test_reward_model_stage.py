@@ -23,7 +23,8 @@ from stages.models.tuning import adapter_state, score_weight
 from stages.reward_model import stage as rm_stage
 from stages.reward_model.config import RewardModelConfig
 from stages.reward_model.examples import pair_dataset
-from stages.reward_model.normalization import measure_normalization
+from stages.reward_model.normalization import measure_normalizations
+from stages.reward_model.trainer import WeightedPairCollator
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.hf_engine import HFEngine
 from stages.seeds import row_seeds
@@ -37,7 +38,7 @@ def _loaded(run: Executed, normalization: ScoreNormalization) -> tuple[SharedBas
     shared.add_adapter("policy", run.spec.inputs["policy"].path, trainable=False)
     shared.add_adapter("reward", run.artifact.path, trainable=False)
     head = ScoreHead(score_weight(run.artifact.path), normalization)
-    scorer = SharedBaseScoreModel(shared, head, role="reward", pad_token_id=tokenizer.pad_token_id, batch_size=16)
+    scorer = SharedBaseScoreModel(shared, {"reward": [head]}, pad_token_id=tokenizer.pad_token_id, batch_size=16)
     return shared, scorer, tokenizer
 
 
@@ -99,7 +100,7 @@ def test_checklist_12_normalised_scores_have_mean_zero_on_those_responses(
     prompts = [record.prompt for record in records]
     config = RewardModelConfig.model_validate(rm_run.spec.config).normalization
     config = config.model_copy(update={"unit_variance": unit_variance})
-    found = measure_normalization(config, LearnedReward(raw), engine, tokenizer, prompts, seed=rm_run.spec.seed)
+    (found,) = measure_normalizations(config, LearnedReward(raw), engine, tokenizer, prompts, seed=rm_run.spec.seed)
     saved = ScoreNormalization.load(rm_run.artifact.path)
     assert found.num_responses == saved.num_responses == 24
     assert found.shift == pytest.approx(saved.shift, abs=1e-5)
@@ -107,7 +108,7 @@ def test_checklist_12_normalised_scores_have_mean_zero_on_those_responses(
     assert saved.scale == rm_run.manifest["metrics"]["normalization/scale"] == 1.0
     reward = LearnedReward(raw)
     with pytest.raises(DataError, match=r"longer than 1 tokens, which the base's 7 positions leave beside a response"):
-        measure_normalization(config, reward, engine, tokenizer, prompts, seed=0, positions=7)
+        measure_normalizations(config, reward, engine, tokenizer, prompts, seed=0, positions=7)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts[:24]]
     rollouts = engine.generate(encoded, SamplingConfig(max_new_tokens=6), seeds=row_seeds(rm_run.spec.seed, 24))
     _, normalised, _ = _loaded(rm_run, found)
@@ -138,7 +139,7 @@ def test_weights_reach_the_loss_with_a_mean_of_one(rm_run: Executed) -> None:
     rows = pair_dataset(tokenized)
     assert list(rows["weight"]) == [2.0, 0.5, 0.5]
     assert "weight" not in pair_dataset(tokenized[:1]).column_names
-    collator = rm_stage.WeightedPairCollator(pad_token_id=0)
+    collator = WeightedPairCollator(pad_token_id=0)
     assert collator([rows[0], rows[1]])["weight"].tolist() == [2.0, 0.5]
     assert "weight" not in collator([{"chosen_ids": [1], "rejected_ids": [2]}])
 
