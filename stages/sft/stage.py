@@ -35,6 +35,7 @@ from stages.models.tokenizer import choose_pad_token, load_tokenizer, save_token
 from stages.models.tuning import attach_adapter, lora_config, save_adapter
 from stages.positions import check_examples, known_positions
 from stages.sft.config import SFTConfig
+from stages.sft.packing import decide_packing, packed_collator
 from stages.trainer_faults import run_trainer
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,22 @@ _VALIDATIONS = 4
 
 
 class _Trainer(SortsByLength, SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer, with examples of like lengths in one pass."""
+    """TRL's trainer, with examples of like lengths in one pass. Validation is on padded rows."""
+
+    data_collator: Any
+
+    def __init__(self, *, eval_collator: Any, **arguments: Any) -> None:
+        """Keep what pads the rows of the validation; the rest goes on."""
+        self._eval_collator = eval_collator
+        super().__init__(**arguments)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The loader of the validation: its figures are means over rows, which packed ones would weigh otherwise."""
+        collator, self.data_collator = self.data_collator, self._eval_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
 
 
 def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], context: StageContext) -> StageOutput:
@@ -99,6 +115,11 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
         len(train), dropped, different, len(held_out), pad.token, pad.reason,
     )  # fmt: skip
 
+    packing = decide_packing(language_model) if config.packing else None
+    if packing is not None:
+        (logger.info if packing.by == "flash_attention" else logger.warning)("sft.packing: %s", packing.reason)
+    is_packed = packing is not None and packing.is_used
+    padded = DataCollatorForLanguageModeling(pad_token_id=pad.token_id)
     peft_model = attach_adapter(
         language_model, lora_config(model, language_model.config, "causal_lm"), seed=context.seed
     )
@@ -113,7 +134,8 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
             completion_only_loss=True,
             max_length=None,
         ),
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=pad.token_id),
+        data_collator=packed_collator(pad.token_id) if is_packed else padded,
+        eval_collator=padded,
         train_dataset=_dataset(train),
         eval_dataset=_dataset(held_out) if held_out else None,
         processing_class=tokenizer,
@@ -130,6 +152,8 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     metrics |= padding_metrics(
         lengths, batch_size=config.batch_size, microbatch_size=config.microbatch_size, seed=context.seed
     )
+    if is_packed:
+        metrics["data/padding_share"] = 0.0
     if all_responses:
         metrics |= {
             "data/earlier_responses": float(encoded.num_turns),
@@ -142,7 +166,8 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
             trainer.accelerator.unwrap_model(trainer.model), "default", context.payload_dir, base_spec=model.base
         )
         save_tokenizer(tokenizer, context.payload_dir)
-    return StageOutput(metrics, notes={"pad_token": asdict(pad)})
+    notes = {"pad_token": asdict(pad)} | ({"packing": asdict(packing)} if packing is not None else {})
+    return StageOutput(metrics, notes=notes)
 
 
 def _fitting(rows: Sequence[LearnedRow], config: SFTConfig) -> list[LearnedRow]:

@@ -60,7 +60,7 @@ def run(folder: Path, base: Path, mode: Mode) -> tuple[dict[str, list[dict[str, 
     pairs.write_text("\n".join(rows) + "\n", encoding="utf-8")
     sections: dict[str, dict[str, Any]] = {
         "data": {"preferences": {"path": str(pairs), "held_out": 0.1}},
-        "sft": SFTConfig(**LEARNING).model_dump(mode="json"),
+        "sft": SFTConfig(**LEARNING, packing=True).model_dump(mode="json"),
         "reward_model": RewardModelConfig(**LEARNING, normalization=NORMALIZATION, ensemble={"members": 2}).model_dump(
             mode="json"
         ),
