@@ -67,6 +67,36 @@ def encode_episodes(
     return encoded
 
 
+def count_tokenization_differences(
+    tokenizer: "PreTrainedTokenizerBase", episodes: Sequence[tuple[Prompt, str]], encoded: Sequence[Ids]
+) -> int:
+    """Count episodes whose text, encoded at once, has other ids than prompt and response encoded apart.
+
+    A difference is no error, since generation always continues a finished prompt. Many of them say that
+    prompts end where the tokenizer would not cut, e.g. with a space.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        episodes: Prompts with their responses.
+        encoded: Of each the ids of prompt and response, encoded apart, with EOS at the end.
+    """
+    different = 0
+    with _threads():
+        for start in range(0, len(episodes), _CHUNK_ROWS):
+            chunk = episodes[start : start + _CHUNK_ROWS]
+            texts = [
+                render_prompt_text(tokenizer, prompt) + response_text(tokenizer, prompt, response)
+                for prompt, response in chunk
+            ]
+            templated = [row for row, (prompt, _) in enumerate(chunk) if uses_chat_template(tokenizer, prompt)]
+            found = _ids(tokenizer, [texts[row] for row in templated], split_special_tokens=False)
+            at_once = dict(zip(templated, found, strict=True))
+            for row, text in enumerate(texts):
+                whole = at_once[row] if row in at_once else array("i", encode_prompt(tokenizer, text))
+                different += whole != array("i", encoded[start + row])[:-1]
+    return different
+
+
 def retokenize_episodes(
     tokenizer: "PreTrainedTokenizerBase", episodes: Sequence[tuple[Prompt, Sequence[str]]]
 ) -> list[EpisodeIds]:

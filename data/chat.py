@@ -4,9 +4,9 @@ Prompt and response are always encoded apart and their ids joined, since that is
 the model never sees the response's characters while its prompt is cut into tokens.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError, ModelError
 from data.schema import Message, Prompt
@@ -15,18 +15,6 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and the tokenizer com
     from transformers import PreTrainedTokenizerBase
 
 _SPEAKERS = {"user": "Human", "assistant": "Assistant", "tool": "Tool"}
-
-
-class TokenizationDifferences(NamedTuple):
-    """How often joined ids differ from the ids of the joined text.
-
-    Attributes:
-        total: Number of prompts with their responses.
-        different: Those whose ids differ.
-    """
-
-    total: int
-    different: int
 
 
 def encode_prompt(
@@ -208,36 +196,6 @@ def drop_long(prompt_ids: Sequence[Sequence[int]], max_tokens: int) -> tuple[lis
     """
     kept = [index for index, ids in enumerate(prompt_ids) if len(ids) <= max_tokens]
     return kept, len(prompt_ids) - len(kept)
-
-
-def count_tokenization_differences(
-    tokenizer: "PreTrainedTokenizerBase",
-    episodes: Iterable[tuple[Prompt, str]],
-    *,
-    chat_template: str | None = None,
-) -> TokenizationDifferences:
-    """Count episodes whose text, encoded at once, has other ids than prompt and response encoded apart.
-
-    A difference is no error, since generation always continues a finished prompt. Many of them say that
-    prompts end where the tokenizer would not cut, e.g. with a space.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        episodes: Prompts with their responses.
-        chat_template: A Jinja template that takes the place of the tokenizer's.
-    """
-    total = different = 0
-    for prompt, response in episodes:
-        apart = encode_episode(tokenizer, prompt, response, chat_template=chat_template)
-        text = render_prompt_text(tokenizer, prompt, chat_template=chat_template)
-        text += response_text(tokenizer, prompt, response, chat_template=chat_template)
-        if uses_chat_template(tokenizer, prompt, chat_template):
-            at_once = list(tokenizer.encode(text, add_special_tokens=False))
-        else:
-            at_once = _encode_with_start(tokenizer, text)
-        total += 1
-        different += [*apart[0], *apart[1][:-1]] != at_once
-    return TokenizationDifferences(total, different)
 
 
 def _encode_with_start(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""What lies in a folder of runs and is used by no run: artifacts, records, and what killed processes left.
+"""What lies in a folder of runs and is used by no run: artifacts, records, tokens, and what killed processes left.
 
 An artifact is used by every run that names it in `run.json`, finished or not; a run names the artifact of each of its
 stages, so whatever lineage leads back to is used, too.
@@ -16,9 +16,9 @@ from pipeline.locks import is_locked, release, try_lock
 from pipeline.runs import GC_LOCK, STORE, RunFolder, list_runs
 from pipeline.store import LOCKS
 from stages.artifacts import DIGEST, RECORDS, read_record
-from stages.leftovers import PAYLOAD, SCRATCH, payload_prefix
+from stages.leftovers import PAYLOAD, SCRATCH, TOKENS, TOKENS_SUFFIX, payload_prefix
 
-Kind = Literal["artifact", "record", "temporary", "lock"]
+Kind = Literal["artifact", "record", "tokens", "temporary", "lock"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,13 @@ def find_garbage(output_dir: Path) -> list[Garbage]:
     used |= {link.readlink().name for link in output_dir.glob("*/*/artifact") if link.is_symlink()}
     found = [_garbage("artifact", path) for path in store.glob("*") if _is_unused_artifact(path, used)]
     found += [_garbage("record", path) for path in (store / RECORDS).glob("*") if not _leads_to(path, store, used)]
+    tokens = store / TOKENS
+    found += [_garbage("tokens", path) for path in tokens.glob(f"*{TOKENS_SUFFIX}") if _data_set(path) not in used]
     busy = [path.stem for path in (store / LOCKS).glob("*.lock") if is_locked(path)]
     prefixes = tuple(payload_prefix(fingerprint) for fingerprint in busy)
     found += [_garbage("temporary", path) for path in store.glob(f"{PAYLOAD}*") if not path.name.startswith(prefixes)]
+    if not busy:
+        found += [_garbage("temporary", path) for path in tokens.glob("*.writing")]
     for run in runs:
         if not run.is_held():
             found += [_garbage("temporary", path) for path in _temporary(run)]
@@ -107,6 +111,11 @@ def _digests(record: dict[str, Any]) -> Iterator[str]:
 
 def _is_unused_artifact(path: Path, used: set[str]) -> bool:
     return bool(DIGEST.fullmatch(path.name)) and path.name not in used
+
+
+def _data_set(tokens: Path) -> str:
+    """The digest of the artifact that tokens were made of, by the name of their file."""
+    return tokens.name.partition("-")[0]
 
 
 def _leads_to(record: Path, store: Path, used: set[str]) -> bool:

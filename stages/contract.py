@@ -137,6 +137,7 @@ class StageContext:
         checkpoints: When to write checkpoints, into `stage_dir/checkpoints`.
         interruption: Whether the stage was asked to end while it trained.
         timings: Seconds that are no work of the stage itself, by part, for its manifest.
+        token_dir: Folder of tokens that other executions made and left (`stages.token_cache`); None keeps none.
     """
 
     payload_dir: Path
@@ -152,6 +153,7 @@ class StageContext:
     checkpoints: CheckpointSchedule = CheckpointSchedule()
     interruption: Interruption = field(default_factory=Interruption)
     timings: dict[str, float] = field(default_factory=dict)
+    token_dir: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 
 PAYLOAD, SCRATCH = ".payload-", ".scratch-"
+TOKENS, TOKENS_SUFFIX = "tokens", ".npz"
+"""Folder of the store with tokens of data sets, and how its files end; their names begin with the data set's digest."""
+
 _NAMED = 16
 """Characters of the fingerprint in a payload's temporary name."""
 

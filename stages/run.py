@@ -40,7 +40,7 @@ from stages.contract import (
     artifact_from_json,
 )
 from stages.interruption import Interrupted, Interruption, raising
-from stages.leftovers import SCRATCH, payload_prefix
+from stages.leftovers import SCRATCH, TOKENS, payload_prefix
 from stages.memory_errors import memory_errors_told
 from stages.metrics import MetricsWriter, NullMetricsWriter, cut_metrics
 from stages.process import die_with_parent
@@ -168,6 +168,7 @@ def run_stage(spec: StageSpec, report_progress: Callable[[int, int, str], None])
                 fingerprint=spec.fingerprint,
                 checkpoints=spec.checkpoints,
                 interruption=interruption,
+                token_dir=spec.store_dir / TOKENS,
             )
             output = _execute(spec, context)
         laps.append(time.monotonic())

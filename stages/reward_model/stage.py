@@ -14,9 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data.batch_encoding import encode_episodes, retokenize_episodes
 from data.errors import DataError
-from data.schema import PreferencePair, read_split
 from rewards.ensemble import mean_of_members
 from stages.accelerator import is_main_process
 from stages.contract import Artifact, StageContext, StageOutput
@@ -41,6 +39,7 @@ from stages.reward_model.members import compare_members, normalised
 from stages.reward_model.normalization import normalize
 from stages.reward_model.pretrained import use_pretrained
 from stages.reward_model.rankings import rankings_of
+from stages.reward_model.tokenized import tokenized_split
 from stages.reward_model.training import sequence_lengths, train_members
 
 logger = logging.getLogger(__name__)
@@ -70,9 +69,9 @@ def run(
     sft_folder = inputs["policy"].path
     check_adapter(sft_folder, model, config_dir=context.config_dir)
     tokenizer = _load_tokenizer(config, model, sft_folder, context)
-    pairs_folder = inputs.get("preferences", inputs["dataset"]).path
-    train, dropped = _tokenize(read_split(pairs_folder, "preferences", "train"), tokenizer, config)
-    held_out, _ = _tokenize(read_split(pairs_folder, "preferences", "held_out"), tokenizer, config)
+    source = inputs.get("preferences", inputs["dataset"])
+    train, dropped = tokenized_split(source, "train", tokenizer, config, context.token_dir)
+    held_out, _ = tokenized_split(source, "held_out", tokenizer, config, context.token_dir)
     if not train:
         raise DataError(
             f"reward_model: all {dropped} pairs are longer than reward_model.max_length={config.max_length} tokens; "
@@ -182,22 +181,3 @@ def _evaluate(
     metrics, notes = evaluate_scores(mean_of_members(chosen), mean_of_members(rejected), pairs)
     compared, own_notes = compare_members(chosen, rejected)
     return metrics | compared, notes | own_notes
-
-
-def _tokenize(
-    pairs: list[PreferencePair], tokenizer: Any, config: RewardModelConfig
-) -> tuple[list[TokenizedPair], int]:
-    """Pairs as token ids, and how many were dropped because one side is too long."""
-    # On another base as the policy's responses will be scored there, so that training sees the same form.
-    encode = encode_episodes if config.model is None else retokenize_episodes
-    encoded = encode(tokenizer, [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs])
-    tokenized = [
-        TokenizedPair(prompt, chosen, rejected, pair.margin, pair.weight, pair.source, pair.ranking)
-        for (prompt, (chosen, rejected)), pair in zip(encoded, pairs, strict=True)
-    ]
-    kept = [
-        pair
-        for pair in tokenized
-        if len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= config.max_length
-    ]
-    return kept, len(tokenized) - len(kept)

@@ -14,10 +14,9 @@ from trl import SFTConfig as TrlSFTConfig
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from data.assistant_turns import LearnedRow, LearnedRows, encode_demonstrations
-from data.chat import count_tokenization_differences
+from data.assistant_turns import LearnedRow, LearnedRows
 from data.errors import DataError
-from data.schema import read_split
+from data.schema import SPLITS
 from data.token_table import ids_table
 from stages.accelerator import (
     MetricsCallback,
@@ -36,6 +35,7 @@ from stages.models.tuning import attach_adapter, lora_config, save_adapter
 from stages.positions import check_examples, known_positions
 from stages.sft.config import SFTConfig
 from stages.sft.packing import decide_packing, packed_collator
+from stages.sft.tokenized import tokenized_split
 from stages.trainer_faults import run_trainer
 
 logger = logging.getLogger(__name__)
@@ -84,18 +84,13 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     base = resolve_base(model, context.config_dir)
     load_base_config(base, model)  # first: the tokenizer would report what is wrong with it as its own
     tokenizer = load_tokenizer(base, model, context.config_dir)
-    folder = inputs["dataset"].path
-    demonstrations = read_split(folder, "demonstrations", "train")
     all_responses = config.loss_on == "all_responses"
-    encoded = encode_demonstrations(tokenizer, demonstrations, all_responses=all_responses)
-    train = _fitting(encoded.rows, config)
-    held_out = _fitting(
-        encode_demonstrations(
-            tokenizer, read_split(folder, "demonstrations", "held_out"), all_responses=all_responses
-        ).rows,
-        config,
+    (encoded, different), (validation, _) = (
+        tokenized_split(inputs["dataset"], split, tokenizer, all_responses=all_responses, token_dir=context.token_dir)
+        for split in SPLITS
     )
-    dropped = len(demonstrations) - len(train)
+    train, held_out = _fitting(encoded.rows, config), _fitting(validation.rows, config)
+    dropped = len(encoded.rows) - len(train)
     if not train:
         raise DataError(
             f"sft: all {dropped} demonstrations are longer than sft.max_length={config.max_length} tokens; at least "
@@ -106,9 +101,6 @@ def run(config: SFTConfig, model: ModelConfig, inputs: Mapping[str, Artifact], c
     check_examples("sft", (len(row.ids) for row in train + held_out), known_positions(language_model.config))
     used = {token for row in train + held_out for token in row.ids}
     pad = choose_pad_token(tokenizer, embedding_rows(language_model), used)
-    different = count_tokenization_differences(
-        tokenizer, ((row.prompt, row.response) for row in demonstrations)
-    ).different
     logger.info(
         "%d demonstrations (%d dropped as too long, %d cut into other tokens where prompt and response meet), "
         "%d held out; pad token %r: %s",

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from data.batch_encoding import count_tokenization_differences
 from data.chat import (
-    count_tokenization_differences,
     decode_response,
     drop_long,
     encode_episode,
@@ -148,11 +148,18 @@ def test_checklist_05_differences_between_joined_and_whole_tokenization_are_coun
         ("the", " the"),
         (TALK, "the"),
     ]
-    assert count_tokenization_differences(tokenizer, episodes) == (5, 2)
-    assert count_tokenization_differences(tokenizer, episodes, chat_template=TEMPLATE) == (5, 2)
-    assert count_tokenization_differences(tokenizer, [(TALK, "the")], chat_template="{{ 'h' }}") == (1, 0)
-    assert count_tokenization_differences(tokenizer, [(TALK, "e")], chat_template="{{ 'h' }}") == (1, 1)
-    assert count_tokenization_differences(tokenizer, []) == (0, 0)
+    assert _differences(tokenizer, episodes) == 2
+    tokenizer.chat_template = TEMPLATE
+    assert _differences(tokenizer, episodes) == 2
+    tokenizer.chat_template = "{{ 'h' }}"
+    assert _differences(tokenizer, [(TALK, "the")]) == 0
+    assert _differences(tokenizer, [(TALK, "e")]) == 1
+    assert _differences(tokenizer, []) == 0
+
+
+def _differences(tokenizer: Any, episodes: list[tuple[Any, str]]) -> int:
+    encoded = [[*prompt, *response] for prompt, response in (encode_episode(tokenizer, *each) for each in episodes)]
+    return count_tokenization_differences(tokenizer, episodes, encoded)
 
 
 def test_checklist_06_long_prompts_are_dropped_whole_and_counted() -> None:

@@ -56,6 +56,11 @@ def outputs(tmp_path: Path) -> Path:
         path.write_text("x", encoding="utf-8")
     (tmp_path / "killed" / ".run.json.half").write_text("{", encoding="utf-8")
     (tmp_path / "store" / f"{payload_prefix('d' * 64)}y").mkdir()
+    tokens = tmp_path / "store" / "tokens"
+    tokens.mkdir()
+    for digest in (used.digest, planned.digest, gone.digest):
+        (tokens / f"{digest}-{'e' * 32}.npz").write_bytes(b"x")
+    (tokens / f"{used.digest}-{'f' * 32}.npz.7.writing").write_bytes(b"x")
     (tmp_path / "store" / "locks").mkdir()
     (tmp_path / "store" / "locks" / f"{'d' * 64}.lock").write_text("run killed (process 1)", encoding="utf-8")
     return tmp_path
@@ -65,10 +70,14 @@ def paths(outputs: Path) -> list[str]:
     return [str(entry.path.relative_to(outputs)) for entry in find_garbage(outputs)]
 
 
-def unused_digest() -> str:
+def digest_of(name: str) -> str:
     import hashlib
 
-    return combine_digests({"rows.jsonl": hashlib.sha256(b"none" * 1000).hexdigest()})
+    return combine_digests({"rows.jsonl": hashlib.sha256(name.encode() * 1000).hexdigest()})
+
+
+def unused_digest() -> str:
+    return digest_of("none")
 
 
 def expected() -> set[str]:
@@ -76,6 +85,8 @@ def expected() -> set[str]:
         f"store/{unused_digest()}", f"store/records/{FINGERPRINTS['none']}", f"store/records/{FINGERPRINTS['gone']}",
         f"store/{payload_prefix('d' * 64)}y", f"store/locks/{'d' * 64}.lock", "killed/sft/.scratch-a",
         "killed/sft/checkpoints/.writing-00000002", "killed/sft/.spec.json", "killed/.run.json.half",
+        f"store/tokens/{digest_of('gone')}-{'e' * 32}.npz",
+        f"store/tokens/{digest_of('used')}-{'f' * 32}.npz.7.writing",
     }  # fmt: skip
 
 
@@ -84,7 +95,7 @@ def test_what_no_run_uses_is_listed_and_nothing_is_removed(outputs: Path, capsys
     before = file_digests(outputs)
     assert main(["gc", "--output-dir", str(outputs)]) == 0
     said = capsys.readouterr().out
-    assert "9 unused, 0.0 MiB; nothing was removed: `rlhf gc --remove` does" in said
+    assert "11 unused, 0.0 MiB; nothing was removed: `rlhf gc --remove` does" in said
     assert f"artifact   0.0 MiB  store/{unused_digest()}" in said
     assert file_digests(outputs) == before
 
@@ -92,7 +103,7 @@ def test_what_no_run_uses_is_listed_and_nothing_is_removed(outputs: Path, capsys
 def test_remove_removes_that_and_nothing_else(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = set(file_digests(outputs))
     assert main(["gc", "--remove", "--output-dir", str(outputs)]) == 0
-    assert "removed 9 unused files and folders" in capsys.readouterr().out
+    assert "removed 11 unused files and folders" in capsys.readouterr().out
     gone = before - set(file_digests(outputs))
     assert all(any(name == path or name.startswith(f"{path}/") for path in expected()) for name in gone)
     assert paths(outputs) == [] and not (outputs / GC_LOCK).exists()
@@ -108,9 +119,8 @@ def test_a_run_at_work_keeps_everything_of_its_own_and_forbids_removing(
     run.hold()
     computing = try_lock(outputs / "store" / "locks" / f"{'d' * 64}.lock", "run killed (process 2)")
     assert computing is not None
-    assert set(paths(outputs)) == {
-        path for path in expected() if path.startswith(("store/records", "store/" + unused_digest()))
-    }
+    unused = ("store/records", "store/" + unused_digest(), "store/tokens/" + digest_of("gone"))
+    assert set(paths(outputs)) == {path for path in expected() if path.startswith(unused)}
     assert main(["gc", "--remove", "--output-dir", str(outputs)]) == 2
     assert "killed is at work, and may be about to use what is unused now" in capsys.readouterr().err
     assert (outputs / "store" / unused_digest()).is_dir() and not (outputs / GC_LOCK).exists()

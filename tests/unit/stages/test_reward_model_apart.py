@@ -31,8 +31,8 @@ from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import adapter_state
 from stages.ppo import stage as ppo_stage
 from stages.ppo.config import PPOConfig
-from stages.reward_model import stage as rm_stage
 from stages.reward_model.config import RewardModelConfig
+from stages.reward_model.tokenized import tokenize_pairs
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.contract import Rollout
 from stages.rollouts.hf_engine import HFEngine
@@ -240,14 +240,13 @@ def test_checklist_47_the_same_stage_twice_gives_one_digest(chain: Chain, sft_ru
 def test_pairs_take_the_form_in_which_responses_will_be_scored(sft_run: Executed, folders: FoldersOf) -> None:
     """Of a conversation, white space before the answer is dropped; of plain text, it is the response's own."""
     base = folders("qwen2").base
-    config = RewardModelConfig.model_validate({"model": {"base": str(base)}})
     tokenizer = load_tokenizer(base, ModelConfig(base=str(base)))
     talk = (Message(role="user", content="Hi"),)
     pairs = [
         PreferencePair(prompt=talk, chosen=" a", rejected="b"),
         PreferencePair(prompt="Anna:", chosen=" a", rejected="b"),
     ]
-    (turn, plain), _ = rm_stage._tokenize(pairs, tokenizer, config)
+    turn, plain = tokenize_pairs(pairs, tokenizer, is_apart=True)
     end = tokenizer.eos_token_id
     rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert list(turn.prompt_ids) == tokenizer(rendered).input_ids

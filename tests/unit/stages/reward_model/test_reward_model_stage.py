@@ -20,10 +20,10 @@ from stages.models.score_model import SharedBaseScoreModel
 from stages.models.shared_base import SharedBase
 from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import adapter_state, score_weight
-from stages.reward_model import stage as rm_stage
 from stages.reward_model.config import RewardModelConfig
 from stages.reward_model.examples import pair_dataset
 from stages.reward_model.normalization import measure_normalizations
+from stages.reward_model.tokenized import tokenize_pairs
 from stages.reward_model.trainer import WeightedPairCollator
 from stages.rollouts.config import SamplingConfig
 from stages.rollouts.hf_engine import HFEngine
@@ -135,7 +135,7 @@ def test_checklist_06_long_pairs_and_prompts_are_dropped_or_named(rm_run: Execut
 def test_weights_reach_the_loss_with_a_mean_of_one(rm_run: Executed) -> None:
     tokenizer = load_tokenizer(rm_run.artifact.path, ModelConfig.model_validate(rm_run.spec.model))
     pairs = [PreferencePair(prompt="Anna:", chosen=" a", rejected=" b", weight=weight) for weight in (None, 0.25, 0.25)]
-    tokenized, _ = rm_stage._tokenize(pairs, tokenizer, RewardModelConfig())
+    tokenized = tokenize_pairs(pairs, tokenizer, is_apart=False)
     rows = pair_dataset(tokenized)
     assert list(rows["weight"]) == [2.0, 0.5, 0.5]
     assert "weight" not in pair_dataset(tokenized[:1]).column_names
@@ -147,9 +147,9 @@ def test_weights_reach_the_loss_with_a_mean_of_one(rm_run: Executed) -> None:
 def test_margins_reach_the_trainer_only_where_there_are_any(rm_run: Executed) -> None:
     tokenizer = load_tokenizer(rm_run.artifact.path, ModelConfig.model_validate(rm_run.spec.model))
     pairs = [PreferencePair(prompt="Anna:", chosen=" a", rejected=" b", margin=margin) for margin in (None, 0.5, None)]
-    tokenized, dropped = rm_stage._tokenize(pairs, tokenizer, RewardModelConfig())
+    tokenized = tokenize_pairs(pairs, tokenizer, is_apart=False)
     rows = pair_dataset(tokenized)
-    assert dropped == 0 and list(rows["margin"]) == [0.0, 0.5, 0.0]
+    assert list(rows["margin"]) == [0.0, 0.5, 0.0]
     assert "margin" not in pair_dataset(tokenized[:1]).column_names
     prompt, chosen = encode_episode(tokenizer, "Anna:", " a")
     assert rows[0]["chosen_ids"] == prompt + chosen and chosen[-1] == tokenizer.eos_token_id
