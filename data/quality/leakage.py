@@ -8,6 +8,7 @@ from data.parallel import map_chunks
 from data.quality.words import ngram_hashes, prompt_text, record_texts, words_of
 from data.schema import Record, split_key
 
+_FIRST_BITS = 22
 _COPIED_SHARE = 0.5
 _BOILERPLATE_PROMPTS = 10
 
@@ -44,12 +45,12 @@ def find_leaks(held_out: Sequence[Record], train: Iterable[Record], *, num_words
     sequences: dict[int, set[int]] = {}
     keys: dict[str, int] = {}
     for index, record in enumerate(held_out):
-        key = split_key(record)
-        if key in keys:
-            continue
-        keys[key] = index
-        if own := set(ngram_hashes(words_of(prompt_text(record.prompt)), num_words).tolist()):
-            sequences[index] = own
+        keys.setdefault(split_key(record), index)
+    first = list(keys.values())
+    hashes, ends = ngram_hashes([words_of(prompt_text(held_out[index].prompt)) for index in first], num_words)
+    for index, start, end in zip(first, [0, *ends.tolist()], ends.tolist(), strict=False):
+        if start < end:
+            sequences[index] = set(hashes[start:end].tolist())
     common = Counter(sequence for found in sequences.values() for sequence in found)
     sequences = {
         index: own
@@ -79,15 +80,16 @@ class _SequencesIn:
     def __init__(self, wanted: set[int], num_words: int) -> None:
         import numpy as np
 
-        self._wanted, self._num_words = np.array(sorted(wanted), dtype=np.uint64), num_words
+        self._wanted, self._num_words = np.sort(np.fromiter(wanted, dtype=np.uint64, count=len(wanted))), num_words
+        # Most sequences of a text are ruled out by their first bits, without a search.
+        self._may_be_wanted = np.zeros(1 << _FIRST_BITS, dtype=bool)
+        self._may_be_wanted[self._wanted >> np.uint64(64 - _FIRST_BITS)] = True
 
     def __call__(self, texts: Sequence[str]) -> set[int]:
         import numpy as np
 
-        found: set[int] = set()
-        for text in texts:
-            hashes = ngram_hashes(words_of(text), self._num_words)
-            places = np.searchsorted(self._wanted, hashes)
-            places[places == len(self._wanted)] = 0
-            found.update(hashes[self._wanted[places] == hashes].tolist())
-        return found
+        hashes, _ = ngram_hashes([words_of(text) for text in texts], self._num_words)
+        hashes = hashes[self._may_be_wanted[hashes >> np.uint64(64 - _FIRST_BITS)]]
+        places = np.searchsorted(self._wanted, hashes)
+        places[places == len(self._wanted)] = 0
+        return set(hashes[self._wanted[places] == hashes].tolist())

@@ -86,7 +86,9 @@ def _signatures(texts: Sequence[str]) -> "tuple[list[bytes], list[int], Signatur
     lengths = [len(each) for each in words]
     rows = [row for row, length in enumerate(lengths) if length >= _NGRAM]
     # Hashed already: datasketch takes 32 bits of each shingle.
-    shingles = (np.unique(ngram_hashes(words[row], _NGRAM) >> np.uint64(32)) for row in rows)
+    hashes, ends = ngram_hashes(words, _NGRAM)
+    starts = np.concatenate([[0], ends[:-1]])
+    shingles = (np.unique(hashes[starts[row] : ends[row]] >> np.uint64(32)) for row in rows)
     signatures = np.zeros((len(texts), _PERMUTATIONS), dtype=np.uint32)
     found = MinHash.generator(shingles, num_perm=_PERMUTATIONS, seed=_SEED, hashfunc=_as_it_is)
     for row, signature in zip(rows, found, strict=True):

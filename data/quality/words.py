@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from data.schema import Demonstration, PreferencePair, Prompt, Record
@@ -24,25 +25,34 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def ngram_hashes(words: Sequence[str], size: int) -> "Hashes":
-    """A 64-bit hash of each run of so many words, in order; none where there are fewer.
+def ngram_hashes(texts: Sequence[Sequence[str]], size: int) -> "tuple[Hashes, npt.NDArray[np.int64]]":
+    """A 64-bit hash of each run of so many words: those of all texts in order, and where each text's end.
 
     Equal runs have equal hashes in every process. Among n runs, two different ones share a hash with a probability of
     n^2 / 2^65.
+
+    Args:
+        texts: The words of each.
+        size: Words in a run; none goes over the end of a text, and a text of fewer words has none.
     """
     import numpy as np  # late: `rlhf --help` does without
 
-    count = len(words) - size + 1
-    if count < 1:
-        return np.empty(0, dtype=np.uint64)
-    each = np.fromiter(map(_word_hash, words), dtype=np.uint64, count=len(words))
-    hashes = np.zeros(count, dtype=np.uint64)
+    lengths = np.array([len(words) for words in texts], dtype=np.int64)
+    each = np.fromiter(map(_word_hash, chain.from_iterable(texts)), dtype=np.uint64, count=int(lengths.sum()))
+    counts = np.maximum(lengths - size + 1, 0)
+    ends = np.cumsum(counts)
+    if not len(ends) or not ends[-1]:
+        return np.empty(0, dtype=np.uint64), ends
+    hashes = np.zeros(len(each) - size + 1, dtype=np.uint64)
     for place in range(size):  # a polynomial in an odd number, modulo 2^64
-        hashes = hashes * np.uint64(_BASE) + each[place : place + count]
+        hashes = hashes * np.uint64(_BASE) + each[place : place + len(hashes)]
+    # The first runs of the texts, and from there the others.
+    first_words, first_runs = np.cumsum(lengths) - lengths, ends - counts
+    hashes = hashes[np.arange(ends[-1]) + np.repeat(first_words - first_runs, counts)]
     # The last step of splitmix64 (Steele et al. 2014) spreads what differs over all bits.
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
+    return hashes ^ (hashes >> np.uint64(31)), ends
 
 
 @lru_cache(maxsize=1 << 18)
