@@ -38,7 +38,8 @@ class LearnedRows(NamedTuple):
         num_turns: Earlier turns of the assistant that are learned.
         num_open_turns: Those of them whose end is not, because the form of the prompt ends a turn without EOS.
         num_unclear: Demonstrations of which only the response is learned, because the chat template writes their
-            earlier turns in another way than it wrote them when they were answers.
+            earlier turns in another way than it wrote them when they were answers, or because the tokenizer is a slow
+            one.
     """
 
     rows: list[LearnedRow]

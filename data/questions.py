@@ -31,7 +31,7 @@ def read_template(name: str | None, default: str, fields: tuple[str, ...], confi
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise ConfigError(
-            f"{key}={name!r}: no file at {' or '.join(map(str, candidates))}; a text file with "
+            f"{key}={name!r}: no file at {' or '.join(dict.fromkeys(map(str, candidates)))}; a text file with "
             f"{_listed(fields)} is needed: correct the path, or leave it out for the question of the package"
         )
     try:

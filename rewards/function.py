@@ -155,7 +155,7 @@ def function_file(config: PythonRewardConfig, config_dir: Path | None) -> Path:
             if path.is_file():
                 return path.resolve()
         raise ConfigError(
-            f"{where}: no file at {' or '.join(map(str, candidates))}; a Python file beside the "
+            f"{where}: no file at {' or '.join(dict.fromkeys(map(str, candidates)))}; a Python file beside the "
             f"configuration file or in the working directory is needed: correct the path"
         )
     try:

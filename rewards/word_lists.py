@@ -53,9 +53,10 @@ def words_file(config: WordListRewardConfig, config_dir: Path | None) -> Path:
     for path in candidates:
         if path.is_file():
             return path
+    tried = " or ".join(dict.fromkeys(map(str, candidates)))
     raise ConfigError(
-        f"{config.setting}.words={config.words!r}: no file at {' or '.join(map(str, candidates))}; a text file with a "
-        f"word or phrase a line is needed: correct the path, or leave it out for the list of the package"
+        f"{config.setting}.words={config.words!r}: no file at {tried}; a text file with a word or phrase a line is "
+        f"needed: correct the path, or leave it out for the list of the package"
     )
 
 

@@ -74,7 +74,8 @@ def packing_problem(model: PreTrainedModel) -> str | None:
         joined, joined_other = (_logits(model, [first + example])[len(first) :] for first in (before, other))
         alone = _logits(model, [example])
     except (TypeError, ValueError, RuntimeError) as error:
-        return f"the model takes no packed rows ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+        reason = str(error).partition("\n")[0][:200]
+        return f"the model takes no packed rows ({type(error).__name__}: {reason})"
     if _distance(behind, behind_other) > _TOLERANCE * _distance(joined, joined_other):
         return "what stands before an example in its row changes what the model makes of it"
     if _distance(behind, alone) > _TOLERANCE * _distance(joined, alone):

@@ -180,7 +180,8 @@ def _tell_turns(encoded: LearnedRows, config: SFTConfig) -> None:
     if encoded.num_unclear:
         logger.warning(
             "sft: of %d of %d demonstrations only the last response is learned: the chat template writes their earlier "
-            "turns in another way than as answers", encoded.num_unclear, len(encoded.rows),
+            "turns in another way than as answers, or the tokenizer is a slow one, which does not say where its tokens "
+            "stand", encoded.num_unclear, len(encoded.rows),
         )  # fmt: skip
     if encoded.num_open_turns:
         logger.warning(
