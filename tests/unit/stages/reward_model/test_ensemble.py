@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -17,21 +16,19 @@ from data.chat import encode_episode
 from data.errors import ModelError
 from data.schema import PreferencePair, read_split
 from rewards.contract import Episode
-from stages.contract import CheckpointSchedule
-from stages.metrics import MetricsWriter, read_metrics
+from stages.metrics import read_metrics
 from stages.models.adapters import check_reward_model
 from stages.models.config import ModelConfig
 from stages.models.loading import load_causal_lm, make_score_head
 from stages.models.reward_loading import as_reward, load_score_model
 from stages.models.reward_members import HEADS_FILE, member_folder, num_members
-from stages.models.scalar_head import ScoreHead, ScoreNormalization
-from stages.models.score_heads import load_heads, save_normalizations
+from stages.models.scalar_head import ScoreNormalization
+from stages.models.score_heads import load_heads
 from stages.models.shared_base import SharedBase
 from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import adapter_state, score_weight
 from stages.reward_model.members import compare_members
-from tests.unit.stages.parts import Executed, run_quietly
-from tests.unit.stages.test_resume import killed_after, rows, scramble
+from tests.unit.stages.parts import Executed
 
 Kind = str
 
@@ -68,7 +65,7 @@ def _peft_scores(folder: Path, base: str, prompts: list[Sequence[int]], response
         return [float(judge(torch.tensor([[*p, *r]])).logits[0, 0]) for p, r in zip(prompts, responses, strict=True)]
 
 
-def test_checklist_11_each_adapter_loads_with_peft_and_the_score_is_the_mean(ensembles: dict[Kind, Executed]) -> None:
+def test_each_adapter_loads_with_peft_and_the_score_is_the_mean(ensembles: dict[Kind, Executed]) -> None:
     run = ensembles["adapters"]
     scorer, tokenizer = _loaded(run)
     prompts, responses = _sides(run, tokenizer)
@@ -83,7 +80,7 @@ def test_checklist_11_each_adapter_loads_with_peft_and_the_score_is_the_mean(ens
     assert max(map(pstdev, zip(*found, strict=True))) > 1e-3, "trained apart, they do not agree to the last bit"
 
 
-def test_checklist_11_peft_reads_the_mean_of_the_heads(ensembles: dict[Kind, Executed]) -> None:
+def test_peft_reads_the_mean_of_the_heads(ensembles: dict[Kind, Executed]) -> None:
     run = ensembles["heads"]
     scorer, tokenizer = _loaded(run)
     prompts, responses = _sides(run, tokenizer)
@@ -98,26 +95,6 @@ def test_checklist_11_peft_reads_the_mean_of_the_heads(ensembles: dict[Kind, Exe
     assert all(not torch.equal(heads[0].weight, other.weight) for other in heads[1:])
 
 
-def test_checklist_11_the_mean_head_is_that_of_the_normalised_heads(
-    ensembles: dict[Kind, Executed], tmp_path: Path
-) -> None:
-    """Where their scales differ, too."""
-    folder = tmp_path / "judge"
-    shutil.copytree(ensembles["heads"].artifact.path, folder)
-    given = [ScoreNormalization(0.5, 2.0, 8), ScoreNormalization(-1.0, 0.25, 8), ScoreNormalization(0.0, 1.0, 8)]
-    before = [head.weight for head in load_heads(folder)]
-    save_normalizations(folder, given)
-    heads = load_heads(folder)
-    assert [(head.normalization.shift, head.normalization.scale) for head in heads] == [
-        (each.shift, each.scale) for each in given
-    ]
-    assert all(torch.equal(old, head.weight) for old, head in zip(before, heads, strict=True))
-    hidden, mask = torch.randn(5, 3, 32), torch.ones(5, 3, dtype=torch.bool)
-    expected = torch.stack([head(hidden, mask) for head in heads]).mean(dim=0)
-    mean = ScoreHead(score_weight(folder), ScoreNormalization.load(folder))
-    torch.testing.assert_close(mean(hidden, mask), expected, atol=1e-5, rtol=1e-5)
-
-
 def test_the_first_adapter_is_the_one_that_is_trained_without_an_ensemble(
     rm_run: Executed, ensembles: dict[Kind, Executed]
 ) -> None:
@@ -130,7 +107,7 @@ def test_the_first_adapter_is_the_one_that_is_trained_without_an_ensemble(
         assert all(not torch.equal(alone[key], other[key]) for key in alone if "lora_B" in key or "score" in key)
 
 
-def test_checklist_12_each_member_has_mean_zero_on_the_responses_of_the_policy(
+def test_each_member_has_mean_zero_on_the_responses_of_the_policy(
     rm_run: Executed, ensembles: dict[Kind, Executed]
 ) -> None:
     """The shift of the first adapter is that of the model trained alone, and all are of the same responses."""
@@ -144,7 +121,7 @@ def test_checklist_12_each_member_has_mean_zero_on_the_responses_of_the_policy(
 
 
 @pytest.mark.parametrize("kind", ["adapters", "heads"])
-def test_checklist_14_the_ensemble_is_measured_by_its_mean(ensembles: dict[Kind, Executed], kind: Kind) -> None:
+def test_the_ensemble_is_measured_by_its_mean(ensembles: dict[Kind, Executed], kind: Kind) -> None:
     run = ensembles[kind]
     scorer, tokenizer = _loaded(run)
     prompts, responses = _sides(run, tokenizer, 28)
@@ -177,44 +154,6 @@ def test_the_steps_of_all_members_are_one_curve(ensembles: dict[Kind, Executed])
     assert [row["step"] for row in trained] == list(range(1, 76)), "25 steps a member"
     firsts = [trained[at]["train/loss"] for at in (0, 25, 50)]
     assert min(firsts) > 0.5 and trained[-1]["train/loss"] < 0.4
-
-
-@pytest.mark.parametrize("every_steps, step", [(None, 25), (2, 26), (2, 27), (None, 51), (2, -1)])
-def test_checklist_50_killed_in_any_member_the_artifact_is_the_same(
-    ensembles: dict[Kind, Executed],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    every_steps: int | None,
-    step: int,
-) -> None:
-    """Without a schedule, too: what a finished member is worth is kept, and its rows with it."""
-    whole = ensembles["adapters"]
-    expected = rows(whole.spec)
-    row = len(expected) if step < 0 else next(n for n, row in enumerate(expected, 1) if row["step"] == step)
-    spec = replace(
-        whole.spec,
-        stage_dir=tmp_path / "stage",
-        store_dir=tmp_path / "store",
-        checkpoints=CheckpointSchedule(every_steps=every_steps),
-    )
-    killed_after(spec, row, monkeypatch)
-    scramble()
-    written: list[int] = []
-    _counted(written, monkeypatch)
-    assert run_quietly(spec)["artifact"]["digest"] == whole.artifact.digest
-    assert rows(spec) == expected
-    if step > 25:
-        assert min(written) > 25, "the first member is not trained again"
-
-
-def _counted(written: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    write = MetricsWriter.write
-
-    def counting(self: MetricsWriter, step: int, values: Any) -> None:
-        written.append(step)
-        write(self, step, values)
-
-    monkeypatch.setattr(MetricsWriter, "write", counting)
 
 
 def test_rewards_by_member_are_those_of_the_score_model(ensembles: dict[Kind, Executed]) -> None:
