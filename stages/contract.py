@@ -71,7 +71,8 @@ class PolicyArtifact(Artifact):
 class RewardModelArtifact(Artifact):
     """A PEFT adapter with a score head (`SEQ_CLS`), its tokenizer and `score_normalization.json`.
 
-    `base_model.json` is there too where the adapter does not sit on the shared base.
+    `base_model.json` is there too where the adapter does not sit on the shared base, `members/` or
+    `score_heads.safetensors` where it was trained as an ensemble.
     """
 
     TYPE = "reward_model"
