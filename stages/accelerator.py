@@ -184,9 +184,9 @@ def deepspeed_checkpoint_classes() -> tuple[type, ...]:
 
 
 def num_optimizer_steps(config: LearningConfig, num_examples: int) -> int:
-    """Optimizer steps of a training run; the last, smaller batch of an epoch counts."""
+    """Optimizer steps of a training run; the last, smaller batch of an epoch counts, and a part of a step is one."""
     per_epoch = max(-(-num_examples // config.batch_size), 1)
-    steps = max(round(per_epoch * config.epochs), 1)
+    steps = max(math.ceil(per_epoch * config.epochs), 1)  # as transformers rounds
     return min(steps, config.max_steps) if config.max_steps is not None else steps
 
 

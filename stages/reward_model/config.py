@@ -42,7 +42,7 @@ class EnsembleConfig(StrictModel):
 
     of: Literal["adapters", "heads"] = "adapters"
     """`adapters` trains one after the other on the same base, each in an order of its own. `heads` share one adapter
-    and one pass: they cost nothing, and disagree less."""
+    and one pass: they cost next to nothing, and may disagree less for it."""
 
 
 class RewardModelConfig(LearningConfig, Section):

@@ -46,6 +46,7 @@ def test_steps_are_counted_with_the_last_smaller_batch() -> None:
     # 100 examples in batches of 32: 4 steps an epoch
     assert num_optimizer_steps(SFTConfig(), 100) == 4
     assert num_optimizer_steps(SFTConfig(epochs=2.5), 100) == 10
+    assert num_optimizer_steps(SFTConfig(epochs=2.1), 100) == 9, "8.4, of which the trainer makes 9"
     assert num_optimizer_steps(SFTConfig(epochs=9.0, max_steps=3), 100) == 3
     assert num_optimizer_steps(SFTConfig(epochs=0.01), 1) == 1
 

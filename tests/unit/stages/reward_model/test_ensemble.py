@@ -27,8 +27,9 @@ from stages.models.score_heads import load_heads
 from stages.models.shared_base import SharedBase
 from stages.models.tokenizer import load_tokenizer
 from stages.models.tuning import adapter_state, score_weight
+from stages.reward_model.config import RewardModelConfig
 from stages.reward_model.members import compare_members
-from tests.unit.stages.parts import Executed
+from tests.unit.stages.parts import Executed, executed, stage_spec
 
 Kind = str
 
@@ -154,6 +155,16 @@ def test_the_steps_of_all_members_are_one_curve(ensembles: dict[Kind, Executed])
     assert [row["step"] for row in trained] == list(range(1, 76)), "25 steps a member"
     firsts = [trained[at]["train/loss"] for at in (0, 25, 50)]
     assert min(firsts) > 0.5 and trained[-1]["train/loss"] < 0.4
+
+
+def test_members_of_a_part_of_an_epoch_follow_each_other(rm_run: Executed, tmp_path: Path) -> None:
+    """A twentieth of 25 steps is two of the trainer's, so that the second member begins with step 3."""
+    settings = rm_run.spec.config | {"ensemble": {"members": 2}, "epochs": 0.05}
+    config = RewardModelConfig.model_validate(settings)
+    model = ModelConfig.model_validate(rm_run.spec.model)
+    run = executed(stage_spec("reward_model", config, model, rm_run.spec.inputs, tmp_path))
+    written = read_metrics(run.spec.stage_dir / "metrics.jsonl")
+    assert [row["step"] for row in written if "train/learning_rate" in row] == [1, 2, 3, 4]
 
 
 def test_rewards_by_member_are_those_of_the_score_model(ensembles: dict[Kind, Executed]) -> None:
